@@ -351,7 +351,12 @@ def _check_run(config: RunConfig) -> None:
         "train.global_batch_pairs",
         train.global_batch_pairs,
         f"must be a multiple of layout.data x layout.microbatch_pairs = {replica}",
-        sorted({max(replica, train.global_batch_pairs // replica * replica), -(-train.global_batch_pairs // replica) * replica}),
+        sorted(
+            {
+                max(replica, train.global_batch_pairs // replica * replica),
+                -(-train.global_batch_pairs // replica) * replica,
+            }
+        ),
     )
     _rule(data.fps > 0, "data.fps", data.fps, "must be positive")
     _rule(
@@ -361,12 +366,34 @@ def _check_run(config: RunConfig) -> None:
         f"must be 1 to model.resampler.frame_slots = {config.model.resampler.frame_slots}",
     )
     _rule(data.text_tokens >= 8, "data.text_tokens", data.text_tokens, "must be at least 8")
-    _rule(objective.contrastive in CONTRASTIVE, "objective.contrastive", objective.contrastive, "no such loss", CONTRASTIVE)
-    _rule(objective.contrastive_scope in SCOPES, "objective.contrastive_scope", objective.contrastive_scope, "no such scope", SCOPES)
-    _rule(objective.contrastive_weight >= 0, "objective.contrastive_weight", objective.contrastive_weight, "must be 0 or more")
+    _rule(
+        objective.contrastive in CONTRASTIVE,
+        "objective.contrastive",
+        objective.contrastive,
+        "no such loss",
+        CONTRASTIVE,
+    )
+    _rule(
+        objective.contrastive_scope in SCOPES,
+        "objective.contrastive_scope",
+        objective.contrastive_scope,
+        "no such scope",
+        SCOPES,
+    )
+    _rule(
+        objective.contrastive_weight >= 0,
+        "objective.contrastive_weight",
+        objective.contrastive_weight,
+        "must be 0 or more",
+    )
     _rule(optimizer.lr > 0, "optimizer.lr", optimizer.lr, "must be positive")
     _rule(optimizer.clip_norm > 0, "optimizer.clip_norm", optimizer.clip_norm, "must be positive")
     _rule(optimizer.weight_decay >= 0, "optimizer.weight_decay", optimizer.weight_decay, "must be 0 or more")
     for name in ("beta1", "beta2", "warmup_fraction", "min_lr_fraction"):
         value = getattr(optimizer, name)
-        _rule(0 <= value < 1 or (name == "min_lr_fraction" and value == 1), f"optimizer.{name}", value, "must be in [0, 1)")
+        _rule(
+            0 <= value < 1 or (name == "min_lr_fraction" and value == 1),
+            f"optimizer.{name}",
+            value,
+            "must be in [0, 1)",
+        )

@@ -76,7 +76,9 @@ class SampledVideo:
         return (len(self.pts) - 1) / span if span > 0 else 0.0
 
     def __repr__(self) -> str:
-        return f"SampledVideo(frames={list(self.frames.shape)}, seconds={self.seconds:.2f}, fps={self.effective_fps:.2f})"
+        return (
+            f"SampledVideo(frames={list(self.frames.shape)}, seconds={self.seconds:.2f}, fps={self.effective_fps:.2f})"
+        )
 
 
 @dataclass(frozen=True, repr=False)

@@ -23,9 +23,7 @@ def tiny() -> RunConfig:
     return RunConfig(
         name="tiny",
         model=ModelConfig(
-            vision=VisionConfig(
-                width=96, depth=2, heads=4, mlp=384, patch=16, image_size=64, weights="random:0"
-            ),
+            vision=VisionConfig(width=128, depth=4, heads=4, mlp=384, patch=16, image_size=64, weights="builtin:tiny"),
             resampler=ResamplerConfig(queries=32, width=128, depth=2, heads=4),
             decoder=DecoderConfig(
                 width=128, depth=4, heads=4, kv_heads=2, head_size=32, mlp=352, vocab=1024, cross_blocks=2
@@ -35,7 +33,5 @@ def tiny() -> RunConfig:
         layout=LayoutConfig(microbatch_pairs=32),
         data=DataConfig(frames=64, fps=2.0, text_tokens=128, cache_features=True),
         optimizer=OptimizerConfig(lr=2e-3),
-        train=TrainConfig(
-            steps=600, global_batch_pairs=32, precision="fp32", save_every_steps=200, log_every_steps=10
-        ),
+        train=TrainConfig(steps=600, global_batch_pairs=32, precision="fp32", save_every_steps=200, log_every_steps=10),
     )

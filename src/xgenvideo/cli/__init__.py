@@ -1,0 +1,96 @@
+"""The command `xgv`: one verb a room. This file parses and turns errors into exit codes; `verbs.py` does the work.
+
+No room is imported here: each verb imports its own, so that `xgv --help` answers at once.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from xgenvideo import __version__
+from xgenvideo.cli import verbs
+from xgenvideo.errors import XGenVideoError
+
+EXIT_INTERRUPTED = 130
+EXIT_CLOSED_PIPE = 141
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit code; a user's mistake is one line on stderr, our own bug a traceback."""
+    parsed = build_parser().parse_args(arguments)
+    try:
+        verbs.run(parsed)
+    except XGenVideoError as error:
+        print(f"xgv {parsed.verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"xgv {parsed.verb}: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return EXIT_CLOSED_PIPE
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    parser = argparse.ArgumentParser(prog="xgv", description="From raw video to a trained, evaluated, released model.")
+    parser.add_argument("--version", action="version", version=f"xgv {__version__}")
+    verb = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    _add_data_verbs(verb)
+    _add_train_verbs(verb)
+    _add_model_verbs(verb)
+    _add_journey_verbs(verb)
+    return parser
+
+
+def _add_data_verbs(verb: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    curate = verb.add_parser("curate", help="raw video-text pairs to a sharded dataset")
+    curate.add_argument("source", metavar="SOURCE", help="a folder with pairs.jsonl, or: generate, real-samples")
+    curate.add_argument("--out", required=True, metavar="FOLDER", help="the folder to write")
+    curate.add_argument("--clips", type=int, metavar="N", help="generate: how many clips (default 64)")
+    curate.add_argument("--seed", type=int, metavar="S", help="generate: the seed (default 0)")
+    curate.add_argument("--split", choices=("train", "heldout"), help="generate: the split (default train)")
+    audit = verb.add_parser("audit", help="prove the accounting of a dataset or a run")
+    audit.add_argument("folder", metavar="RUN|DATASET")
+
+
+def _add_train_verbs(verb: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    recipes = verb.add_parser("recipes", help="list the recipes, or print one resolved as JSON")
+    recipes.add_argument("recipe", nargs="?", metavar="RECIPE")
+    recipes.add_argument("overrides", nargs="*", metavar="section.field=value")
+    plan = verb.add_parser("plan", help="parameters, FLOPs, memory, days and cost of a recipe, without a GPU")
+    plan.add_argument("recipe", metavar="RECIPE")
+    plan.add_argument("overrides", nargs="*", metavar="section.field=value")
+    train = verb.add_parser("train", help="train a recipe; run it again to resume")
+    train.add_argument("recipe", metavar="RECIPE")
+    train.add_argument("overrides", nargs="*", metavar="section.field=value")
+    train.add_argument("--out", required=True, metavar="RUN", help="the run folder")
+
+
+def _add_model_verbs(verb: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    evaluate = verb.add_parser("evaluate", help="loss, retrieval, temporal questions with controls, captions")
+    evaluate.add_argument("model", metavar="RUN|RELEASE")
+    evaluate.add_argument("--data", required=True, metavar="DATASET")
+    evaluate.add_argument("--split", default="heldout")
+    export = verb.add_parser("export", help="a run to a release folder with a model card")
+    export.add_argument("run", metavar="RUN")
+    export.add_argument("--out", required=True, metavar="RELEASE")
+    generate = verb.add_parser("generate", help="write a text about one video")
+    generate.add_argument("release", metavar="RELEASE")
+    generate.add_argument("video", metavar="VIDEO")
+    generate.add_argument("prompt", nargs="?", default="", help="a question; without one, a caption")
+    search = verb.add_parser("search", help="rank the videos of a folder for a text")
+    search.add_argument("release", metavar="RELEASE")
+    search.add_argument("folder", metavar="FOLDER")
+    search.add_argument("text")
+    serve = verb.add_parser("serve", help="answer over HTTP on this machine")
+    serve.add_argument("release", metavar="RELEASE")
+    serve.add_argument("--host", default="127.0.0.1")
+    serve.add_argument("--port", type=int, default=8000)
+
+
+def _add_journey_verbs(verb: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    demo = verb.add_parser("demo", help="the whole journey on generated clips; run it again to resume")
+    demo.add_argument("--quick", action="store_true", help="small sizes: shows that it runs, not how well")
+    demo.add_argument("--out", default=None, metavar="FOLDER", help="default runs/demo, or runs/demo-quick")

@@ -1,0 +1,101 @@
+"""Every threshold of curation, each with its source. One frozen record, saved in the dataset's card."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from xgenvideo.errors import ConfigError
+
+STEPS = ("language", "motion", "text_overlay", "alignment", "duplicates")
+
+
+@dataclass(frozen=True)
+class CurateSettings:
+    """What curation keeps. Thresholds were set on 88 published Panda-70M samples and on generated clips."""
+
+    steps: tuple[str, ...] = STEPS
+    # Sampling: the frames that training reads.
+    fps: float = 2.0
+    max_frames: int = 64
+    short_side: int = 256
+    jpeg_quality: int = 90
+    min_seconds: float = 1.0
+    min_frames: int = 2
+    # Decoding happens in child processes; a file that needs more than this is given up.
+    workers: int = 0  # 0: one per core
+    decode_seconds: float = 60.0
+    decode_memory_mb: int = 3072
+    # Captions. Below 5 words or 25 letters the language model guesses; 0.4 is what web-scale filters use at most
+    # (datatrove keeps 0.65 for whole pages; captions are single sentences).
+    language: str = "en"
+    min_language_score: float = 0.4
+    min_language_letters: int = 25
+    min_caption_words: int = 3
+    max_caption_words: int = 400
+    # Still: largest mean change of a 16 x 16 block of a frame (0-255) against the clip's median frame.
+    min_change: float = 6.0
+    # Joined: a cut is a change of the whole picture, far over the clip's other changes.
+    cut_change: float = 0.35
+    cut_ratio: float = 3.0
+    # Text: RapidOCR's own score; detection alone boxes whole frames that hold no text.
+    ocr_frames: int = 3
+    ocr_side: int = 480
+    min_text_score: float = 0.6
+    min_text_letters: int = 2
+    # Semantic alignment: cosine of centred class-name and caption embeddings.
+    min_semantic_score: float = -0.15
+    alignment_frames: int = 3
+    # Share of a frame's pixels that a named colour must cover in some frame to be called visible.
+    min_colour_share: float = 0.0015
+    # Near duplicates: root-mean-square distance of ordered thumbnails (0-255 scale).
+    max_duplicate_distance: float = 6.0
+    # Share of sources held out where a pair does not say its split.
+    heldout_share: float = 0.1
+    vocabulary: int = 4096
+    report_pictures: int = 8
+
+    def __post_init__(self) -> None:
+        unknown = [step for step in self.steps if step not in STEPS]
+        if unknown:
+            raise ConfigError("curate.steps", unknown[0], "is not a step of curation", STEPS)
+        if not 0 <= self.heldout_share < 1:
+            raise ConfigError("curate.heldout_share", self.heldout_share, "must be at least 0 and below 1")
+        for name in ("fps", "max_frames", "short_side", "decode_seconds", "decode_memory_mb", "vocabulary"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"curate.{name}", getattr(self, name), "must be over 0")
+
+    @property
+    def processes(self) -> int:
+        """Child processes that decode."""
+        return self.workers or len(os.sched_getaffinity(0))
+
+    def signature(self, *names: str) -> str:
+        """Short hash of the named settings: scores made under others are not reused."""
+        values = {name: getattr(self, name) for name in names or [f.name for f in dataclasses.fields(self)]}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a step answers: keep (no reason), or drop with a reason code; `scores` go to the lineage."""
+
+    step: str
+    reason: str | None = None
+    scores: dict[str, Any] = dataclasses.field(default_factory=dict)
+    detail: str = ""
+
+    @property
+    def keep(self) -> bool:
+        """Whether the step keeps the pair."""
+        return self.reason is None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"step": self.step, "reason": self.reason, "scores": self.scores, "detail": self.detail}

@@ -1,0 +1,117 @@
+"""Child processes that decode strangers' videos: a crash, a hang or a memory bomb costs that one file, not the run."""
+
+import json
+import os
+import selectors
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+GRACE_SECONDS = 5.0
+
+
+@dataclass
+class _Child:
+    process: subprocess.Popen[bytes]
+    answers: IO[bytes]
+    job: str | None = None
+    deadline: float = 0.0
+
+
+class DecodePool:
+    """A fixed number of `decode_child.py` processes, restarted when they die. Use as a context manager."""
+
+    def __init__(self, processes: int, seconds: float, memory_mb: int) -> None:
+        self.seconds, self.memory_mb, self.restarts = seconds, memory_mb, 0
+        self._selector = selectors.DefaultSelector()
+        self._children = [self._start() for _ in range(processes)]
+
+    def __enter__(self) -> "DecodePool":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for child in self._children:
+            self._stop(child)
+        self._selector.close()
+
+    def _start(self) -> _Child:
+        environment = os.environ | {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+        # The child finds this package wherever the parent found it.
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), *sys.path]))
+        command = [sys.executable, "-m", "xgenvideo.curate.decode_child", str(self.memory_mb)]
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+        )
+        assert process.stdout is not None
+        child = _Child(process, process.stdout)
+        self._selector.register(child.answers, selectors.EVENT_READ, child)
+        return child
+
+    def _stop(self, child: _Child) -> None:
+        self._selector.unregister(child.answers)
+        child.process.kill()
+        child.process.wait()
+        child.answers.close()
+        if child.process.stdin is not None:
+            try:
+                child.process.stdin.close()
+            except BrokenPipeError:
+                pass  # what was left to send to a dead child
+
+    def run(self, jobs: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Answers in the order they are done. An answer is what the child returned, or {"reason": ...} if it died."""
+        waiting = deque(jobs)
+        while waiting or any(child.job for child in self._children):
+            for number, child in enumerate(self._children):
+                if child.job is None and waiting:
+                    if child.process.poll() is not None:
+                        self._stop(child)
+                        child = self._children[number] = self._start()
+                    self._send(child, *waiting.popleft())
+            busy = [child.deadline for child in self._children if child.job]
+            timeout = max(0.0, min(busy, default=0.0) - time.monotonic())
+            for key, _ in self._selector.select(timeout):
+                if key.data.job is not None:
+                    yield self._receive(key.data)
+            yield from self._give_up()
+
+    def _send(self, child: _Child, name: str, job: dict[str, Any]) -> None:
+        child.job, child.deadline = name, time.monotonic() + self.seconds + GRACE_SECONDS
+        try:
+            assert child.process.stdin is not None
+            child.process.stdin.write(json.dumps(job | {"seconds": self.seconds}).encode() + b"\n")
+            child.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it died at once: its closed output is read next
+
+    def _receive(self, child: _Child) -> tuple[str, dict[str, Any]]:
+        line = child.answers.readline()
+        name, child.job = str(child.job), None
+        if line.endswith(b"\n"):
+            answer: dict[str, Any] = json.loads(line)
+            return name, answer
+        code = child.process.wait()
+        self._replace(child)
+        # The child sets an alarm for itself, which also works when the decoder never comes back to Python.
+        reason = "decode_timeout" if code == -14 else "decoder_crashed"
+        return name, {"reason": reason, "detail": f"the decoder ended with code {code}"}
+
+    def _give_up(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        for child in list(self._children):
+            if child.job is not None and time.monotonic() > child.deadline:
+                name = child.job
+                self._replace(child)
+                yield name, {"reason": "decode_timeout", "detail": f"more than {self.seconds:.0f} s"}
+
+    def _replace(self, child: _Child) -> None:
+        self._stop(child)
+        self.restarts += 1
+        self._children[self._children.index(child)] = self._start()

@@ -1,0 +1,129 @@
+"""A batch of video-text pairs as tensors, and how samples become one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from xgenvideo.data.text import PackedText
+from xgenvideo.errors import DataError
+
+FRAME_MULTIPLE = 8
+
+
+@dataclass(frozen=True, repr=False)
+class Example:
+    """One sample ready to be collated: frames [F 3 S S] uint8 or features [F P W], pts [F] seconds, packed text."""
+
+    key: str
+    text: PackedText
+    pts: Tensor
+    frames: Tensor | None = None
+    features: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        video = self.features if self.features is not None else self.frames
+        if video is None or len(video) != len(self.pts) or len(self.pts) == 0:
+            shape = None if video is None else list(video.shape)
+            raise DataError(f"example {self.key}: video is {shape}, there are {len(self.pts)} timestamps")
+
+    def __repr__(self) -> str:
+        return f"Example({self.key}, frames={len(self.pts)}, {self.text})"
+
+
+@dataclass(frozen=True, repr=False)
+class Batch:
+    """B pairs. Axes: B pairs, F frames, P patches, W encoder width, T tokens.
+
+    frames [B F 3 H W] uint8 or None; features [B F P W] float or None (one of the two is there); pts [B F] float32
+    seconds; frame_mask [B F] bool, False at padding; tokens, targets (-100: not predicted), documents (-1: padding) and
+    positions [B T] int64; caption_end [B] int64 index of <|endofcaption|>; sees_video [B T] bool; caption_group [B]
+    int64; position: the place of the first sample in the run's global order of samples.
+    """
+
+    frames: Tensor | None
+    features: Tensor | None
+    pts: Tensor
+    frame_mask: Tensor
+    tokens: Tensor
+    targets: Tensor
+    documents: Tensor
+    positions: Tensor
+    caption_end: Tensor
+    sees_video: Tensor
+    caption_group: Tensor
+    keys: tuple[str, ...]
+    position: int = 0
+
+    def __post_init__(self) -> None:
+        pairs, tokens, shape = len(self.keys), self.tokens.shape, self.pts.shape
+        texts = (self.targets, self.documents, self.positions, self.sees_video)
+        rows = (self.tokens, self.pts, self.caption_end, self.caption_group)
+        video = [part for part in (self.frames, self.features) if part is not None]
+        if not video or any(part.shape[:2] != shape for part in (*video, self.frame_mask)):
+            raise DataError(f"video and timestamps do not fit: {self}")
+        if any(part.shape != tokens for part in texts) or any(len(part) != pairs for part in rows):
+            raise DataError(f"{pairs} keys and texts do not fit: {self}")
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The batch with every tensor on `device`."""
+        values = {name: part.to(device, non_blocking=True) for name, part in self._tensors().items()}
+        return replace(self, **values)  # type: ignore[arg-type]
+
+    def _tensors(self) -> dict[str, Tensor]:
+        named = {spec.name: getattr(self, spec.name) for spec in fields(self)}
+        return {name: part for name, part in named.items() if isinstance(part, Tensor)}
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name}={list(part.shape)}" for name, part in self._tensors().items())
+        return f"Batch({shapes}, position={self.position})"
+
+
+def collate(examples: Sequence[Example], max_frames: int, position: int = 0) -> Batch:
+    """Examples as a batch whose F is the longest one's, rounded up to a multiple of 8 but at most `max_frames`.
+
+    Short clips are padded with zeros under a False frame mask, never by repeating. Raises DataError for a clip of more
+    than `max_frames` frames, or for none.
+    """
+    longest = max((len(example.pts) for example in examples), default=0)
+    if not 1 <= longest <= max_frames:
+        raise DataError(
+            f"a batch of {len(examples)} clips, the longest of {longest} frames; 1 to {max_frames} can be collated"
+        )
+    count = min(-(-longest // FRAME_MULTIPLE) * FRAME_MULTIPLE, max_frames)
+    texts = [example.text for example in examples]
+    return Batch(
+        frames=_padded([example.frames for example in examples], count),
+        features=_padded([example.features for example in examples], count),
+        pts=_present(_padded([example.pts.float() for example in examples], count)),
+        frame_mask=torch.stack([torch.arange(count) < len(example.pts) for example in examples]),
+        tokens=torch.stack([torch.from_numpy(text.tokens) for text in texts]),
+        targets=torch.stack([torch.from_numpy(text.targets) for text in texts]),
+        documents=torch.stack([torch.from_numpy(text.documents) for text in texts]),
+        positions=torch.stack([torch.from_numpy(text.positions) for text in texts]),
+        caption_end=torch.tensor([text.caption_end for text in texts]),
+        sees_video=torch.stack([torch.from_numpy(text.sees_video) for text in texts]),
+        caption_group=torch.tensor([text.caption_group for text in texts]),
+        keys=tuple(example.key for example in examples),
+        position=position,
+    )
+
+
+def _padded(parts: Sequence[Tensor | None], count: int) -> Tensor | None:
+    """Parts [F ...] as one tensor [B count ...] with zeros after each; None if no example has this part."""
+    present = [part for part in parts if part is not None]
+    if len(present) < len(parts):
+        return None
+    result = present[0].new_zeros((len(present), count, *present[0].shape[1:]))
+    for row, part in zip(result, present, strict=True):
+        row[: len(part)] = part
+    return result
+
+
+def _present(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None, "every example has timestamps"
+    return tensor

@@ -1,0 +1,219 @@
+"""Batches for training, resumable to the sample, and one pass over a split for evaluation.
+
+A batch is a pure function of its global position, so prefetched work is never part of the state.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from xgenvideo.config import RunConfig
+from xgenvideo.data.batch import Batch, Example, collate
+from xgenvideo.data.dataset import Dataset, Row
+from xgenvideo.data.features import FeatureCache
+from xgenvideo.data.frames import decode_frames
+from xgenvideo.data.order import Order
+from xgenvideo.data.text import PackedText, pack
+from xgenvideo.data.tokenizer import Tokenizer
+from xgenvideo.errors import ConfigError, DataError, MediaError
+
+VERSION = 1
+SPLIT = "train"
+PREFETCH_BATCHES = 2
+TEXTS_KEPT = 16_384
+SUBSTITUTES = 16
+
+
+class Loader:
+    """The `train` split in seeded epochs; rank r of R takes its part of every global batch.
+
+    A sample with an undecodable frame is replaced by another, the same one in every run, and counted in `substituted`.
+    A corrupt shard is not replaced: it raises DataError. With a FeatureCache no JPEG is decoded.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        tokenizer: Tokenizer,
+        config: RunConfig,
+        rank: int = 0,
+        ranks: int = 1,
+        cache: FeatureCache | None = None,
+    ) -> None:
+        self._check(dataset, tokenizer, config, rank, ranks, cache)
+        self.dataset, self.tokenizer, self.config, self.cache = dataset, tokenizer, config, cache
+        self.rank, self.ranks = rank, ranks
+        self.samples_consumed = 0
+        self.substituted = 0
+        self._numbers = dataset.numbers(SPLIT)
+        self._order = Order(config.train.seed, dataset.fingerprint, SPLIT, len(self._numbers))
+        self._described = lru_cache(maxsize=TEXTS_KEPT)(self._describe)
+        # One thread: the batches come in order, and `Order` keeps epochs without a lock.
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
+        self._ahead: deque[Future[tuple[Batch, int]]] = deque()
+
+    @staticmethod
+    def _check(
+        dataset: Dataset, tokenizer: Tokenizer, config: RunConfig, rank: int, ranks: int, cache: FeatureCache | None
+    ) -> None:
+        pairs = config.train.global_batch_pairs
+        if ranks < 1 or pairs % ranks:
+            raise ConfigError(
+                "train.global_batch_pairs", pairs, f"must be a multiple of the {ranks} ranks that read it"
+            )
+        assert 0 <= rank < ranks, f"rank {rank} of {ranks}"
+        if not dataset.counts.get(SPLIT):
+            raise DataError(f"{dataset.folder}: has no samples in the split {SPLIT!r}, only {sorted(dataset.counts)}")
+        check_inputs(dataset, tokenizer, config, cache)
+
+    def __repr__(self) -> str:
+        return f"Loader(rank={self.rank}/{self.ranks}, samples_consumed={self.samples_consumed}, {self.dataset})"
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next sample."""
+        return self._order.epoch(self.samples_consumed)
+
+    def next_batch(self) -> Batch:
+        """This rank's part of the next global batch. Raises DataError for a corrupt shard."""
+        pairs = self.config.train.global_batch_pairs
+        while len(self._ahead) < PREFETCH_BATCHES:
+            first = self.samples_consumed + len(self._ahead) * pairs
+            self._ahead.append(self._thread.submit(self._make, first))
+        try:
+            batch, substituted = self._ahead.popleft().result()
+        except BaseException:
+            self._forget()
+            raise
+        self.samples_consumed += pairs
+        self.substituted += substituted
+        return batch
+
+    def state(self) -> dict[str, Any]:
+        """Where the batch last returned ends, as JSON values; the same on every rank."""
+        return {
+            "version": VERSION,
+            "samples_consumed": self.samples_consumed,
+            "epoch": self.epoch,
+            "seed": self.config.train.seed,
+            "fingerprint": self.dataset.fingerprint,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on after a state of this dataset and seed, of any number of ranks. Raises DataError naming what differs."""
+        own = self.state()
+        missing = sorted(set(own) - set(state))
+        if missing:
+            raise DataError(f"loader state has no {', '.join(missing)}; it is not a state of this program")
+        cures = {
+            "version": "resume with the program that saved it",
+            "seed": "resume with the same train.seed",
+            "fingerprint": "resume with the same dataset, or start a new run",
+        }
+        for name, cure in cures.items():
+            if state[name] != own[name]:
+                raise DataError(f"loader state: {name} is {state[name]!r}, this run has {own[name]!r}; {cure}")
+        consumed = state["samples_consumed"]
+        if isinstance(consumed, bool) or not isinstance(consumed, int) or consumed < 0:
+            raise DataError(f"loader state: samples_consumed is {consumed!r}, it must be 0 or more samples")
+        self._forget()
+        self.samples_consumed = consumed
+
+    def close(self) -> None:
+        """Stop the prefetch thread; the loader cannot be used after this."""
+        self._forget()
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _forget(self) -> None:
+        """Drop what was prefetched."""
+        for future in self._ahead:
+            future.cancel()
+        self._ahead.clear()
+
+    def _make(self, first: int) -> tuple[Batch, int]:
+        """This rank's part of the global batch that starts at position `first`, and how many samples were replaced."""
+        share = self.config.train.global_batch_pairs // self.ranks
+        start = first + self.rank * share
+        found = [self._example(position) for position in range(start, start + share)]
+        batch = collate([example for example, _ in found], self.config.data.frames, position=start)
+        return batch, sum(replaced for _, replaced in found)
+
+    def _example(self, position: int) -> tuple[Example, bool]:
+        """The sample at a global position, or its first substitute that can be read."""
+        choice, reasons = self._order.at(position), []
+        for attempt in range(1, SUBSTITUTES + 1):
+            row, text = self._described(choice)
+            first = self._order.window(position, row.key, row.frames, self.config.data.frames)
+            try:
+                return read_example(self.dataset, row, text, self.config, self.cache, first), attempt > 1
+            except MediaError as error:
+                reasons.append(str(error))
+                choice = self._order.substitute(position, attempt)
+        raise DataError(
+            f"{self.dataset.folder}: {SUBSTITUTES} samples in a row cannot be read: {'; '.join(reasons[:3])}"
+        )
+
+    def _describe(self, choice: int) -> tuple[Row, PackedText]:
+        row = self.dataset.row(int(self._numbers[choice]))
+        return row, pack(row, self.tokenizer, self.config.data.text_tokens)
+
+
+def check_inputs(dataset: Dataset, tokenizer: Tokenizer, config: RunConfig, cache: FeatureCache | None) -> None:
+    """Refuse a tokenizer larger than the model's vocabulary, and features of another dataset or image size."""
+    if tokenizer.size > config.model.decoder.vocab:
+        rule = f"must be at least the {tokenizer.size} tokens of the dataset's tokenizer"
+        raise ConfigError("model.decoder.vocab", config.model.decoder.vocab, rule)
+    if cache is None:
+        return
+    found, expected = (cache.fingerprint, cache.image_size), (dataset.fingerprint, config.model.vision.image_size)
+    if found != expected:
+        raise DataError(
+            f"{cache!r}: is of (dataset, image size) {found}, this run needs {expected}; build it for this run"
+        )
+
+
+def read_example(
+    dataset: Dataset, row: Row, text: PackedText, config: RunConfig, cache: FeatureCache | None = None, first: int = 0
+) -> Example:
+    """One sample: at most `config.data.frames` frames from frame `first` on, as features where there is a cache.
+
+    Raises MediaError for frames that are no pictures, DataError for a corrupt shard.
+    """
+    last = min(row.frames, first + config.data.frames)
+    pts = torch.tensor(row.pts[first:last], dtype=torch.float32)
+    if cache is not None:
+        return Example(row.key, text, pts, features=cache.read(row.key, first, last - first))
+    frames = decode_frames(dataset.read_row(row), config.model.vision.image_size, range(first, last))
+    return Example(row.key, text, pts, frames=frames)
+
+
+def read_once(
+    dataset: Dataset,
+    tokenizer: Tokenizer,
+    config: RunConfig,
+    split: str,
+    batch_pairs: int,
+    cache: FeatureCache | None = None,
+) -> Iterator[Batch]:
+    """Every readable sample of a split once, in the order written, its first `config.data.frames` frames; last batch short.
+
+    Raises DataError for a corrupt shard; a sample whose frames are no pictures is left out.
+    """
+    check_inputs(dataset, tokenizer, config, cache)
+    examples: list[Example] = []
+    read = 0
+    for row in dataset.rows(split):
+        text = pack(row, tokenizer, config.data.text_tokens)
+        try:
+            examples.append(read_example(dataset, row, text, config, cache))
+        except MediaError:
+            continue
+        if len(examples) == batch_pairs:
+            yield collate(examples, config.data.frames, position=read)
+            examples, read = [], read + batch_pairs
+    if examples:
+        yield collate(examples, config.data.frames, position=read)

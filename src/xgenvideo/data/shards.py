@@ -1,0 +1,226 @@
+"""Writing a dataset: deterministic tar shards, a manifest, and one rename that publishes all of it."""
+
+import hashlib
+import io
+import json
+import os
+import secrets
+import shutil
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+
+from xgenvideo.data.dataset import (
+    KEY_RULE,
+    SCHEMA,
+    SPLIT_RULE,
+    VERSION,
+    Dataset,
+    fingerprint_of,
+    open_dataset,
+    sample_values,
+    sha256_of,
+)
+from xgenvideo.errors import DataError
+from xgenvideo.records import Sample
+
+# Reading lives in dataset.py; whoever works with shards finds both halves here.
+__all__ = ["Dataset", "open_dataset", "write_dataset"]
+
+SHARD_BYTES = 64 * 2**20
+
+
+def write_dataset(
+    folder: Path, samples: Iterable[Sample], card: dict[str, Any], shard_bytes: int = SHARD_BYTES
+) -> Dataset:
+    """Write `samples` as shards of at most about `shard_bytes` each and publish them in one rename.
+
+    The same samples give the same bytes. A killed write leaves only a folder named `FOLDER.tmp-*`.
+    Raises DataError for no samples, an unsafe or repeated key, values that are not JSON, or a folder in use: an existing
+    dataset is never overwritten, and is returned as it is if it has the same fingerprint.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists() and not (folder / "dataset.json").exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder}: is in use and is not a dataset; give a new or empty folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f"{folder.name}.tmp-{secrets.token_hex(4)}")
+    temporary.mkdir()
+    try:
+        fingerprint = _write_all(temporary, samples, card, shard_bytes)
+        _publish(temporary, folder, fingerprint)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return open_dataset(folder)
+
+
+def _write_all(folder: Path, samples: Iterable[Sample], card: dict[str, Any], shard_bytes: int) -> str:
+    """Every file of the dataset, synced to disk; returns the fingerprint."""
+    rows: list[dict[str, Any]] = []
+    shards: dict[str, dict[str, Any]] = {}
+    writers: dict[str, ShardWriter] = {}
+    seen: set[str] = set()
+    try:
+        for sample in samples:
+            check_names(sample, seen)
+            if sample.split not in writers:
+                writers[sample.split] = ShardWriter(folder, sample.split, shard_bytes, shards)
+            rows.append(writers[sample.split].write(sample))
+    finally:
+        for writer in writers.values():
+            writer.close()
+    if not rows:
+        raise DataError(
+            f"{folder.name.partition('.tmp-')[0]}: there is no sample to write; every pair was dropped or none came in"
+        )
+    manifest = folder / "manifest.parquet"
+    parquet.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), manifest)
+    manifest_sha256 = sha256_of(manifest)
+    description = {
+        "version": VERSION,
+        "fingerprint": fingerprint_of(manifest_sha256, shards),
+        "manifest_sha256": manifest_sha256,
+        "counts": {split: writer.samples for split, writer in sorted(writers.items())},
+        "shards": dict(sorted(shards.items())),
+        "card": card,
+    }
+    (folder / "dataset.json").write_bytes(_to_json(description, "card"))
+    for path in (manifest, folder / "dataset.json", folder):
+        sync(path)
+    return str(description["fingerprint"])
+
+
+def check_names(sample: Sample, seen: set[str]) -> None:
+    """Refuse a key or split that is no safe member or file name, or a key in `seen`, to which the key is added."""
+    if not KEY_RULE.fullmatch(sample.key):
+        raise DataError(
+            f"key {sample.key!r}: a key is 1 to 80 letters, digits, '-' and '_' (it names members of a tar); rename it"
+        )
+    if not SPLIT_RULE.fullmatch(sample.split):
+        raise DataError(
+            f"sample {sample.key}: split {sample.split!r} must be 1 to 32 of a-z, 0-9 and '_', such as train"
+        )
+    if sample.key in seen:
+        raise DataError(f"key {sample.key!r}: two samples have it; keys must be unique over all splits")
+    seen.add(sample.key)
+
+
+class ShardWriter:
+    """The shards of one split, one open at a time. Finished ones are entered in `shards` (name -> sha256, samples)."""
+
+    def __init__(self, folder: Path, split: str, shard_bytes: int, shards: dict[str, dict[str, Any]]) -> None:
+        self.folder, self.split, self.shard_bytes, self.shards = folder, split, shard_bytes, shards
+        self.samples = 0
+        self._count = 0
+        self._number = -1
+        self._file: HashedFile | None = None
+
+    def write(self, sample: Sample) -> dict[str, Any]:
+        """Append one sample; returns its manifest row."""
+        values = sample_values(sample)
+        region = _region(sample, _to_json(values, f"sample {sample.key}"))
+        if self._file is not None and self._file.bytes + len(region) > self.shard_bytes:
+            self.close()
+        if self._file is None:
+            self._number, self._count = self._number + 1, 0
+            self._file = HashedFile(self.folder / self._name)
+        row = values | {
+            "shard": self._name,
+            "index": self._count,
+            "offset": self._file.bytes,
+            "bytes": len(region),
+            "frames": len(sample.jpegs),
+            "seconds": float(sample.pts[-1] - sample.pts[0]),
+            "questions": json.dumps(values["questions"]),
+            "lineage": json.dumps(values["lineage"]),
+        }
+        self._file.write(region)
+        self._count, self.samples = self._count + 1, self.samples + 1
+        return row
+
+    @property
+    def _name(self) -> str:
+        return f"{self.split}-{self._number:05d}.tar"
+
+    def close(self) -> None:
+        """End the open shard, if there is one, and sync it to disk."""
+        if self._file is None:
+            return
+        self._file.write(bytes(-self._file.bytes % tarfile.RECORDSIZE or tarfile.RECORDSIZE))
+        self.shards[self._name] = {"sha256": self._file.close(), "samples": self._count, "bytes": self._file.bytes}
+        self._file = None
+
+
+class HashedFile:
+    """A file being written whose SHA-256 is taken from memory before the write, so that a bad disk shows."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: BinaryIO = open(path, "wb")
+        self._digest = hashlib.sha256()
+        self.bytes = 0
+
+    def write(self, content: bytes) -> None:
+        """Append."""
+        self._digest.update(content)
+        self._file.write(content)
+        self.bytes += len(content)
+
+    def close(self) -> str:
+        """Sync to disk and close; returns the SHA-256 of all that was written."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return self._digest.hexdigest()
+
+
+def _region(sample: Sample, text: bytes) -> bytes:
+    """The tar members of one sample, `KEY.json` first, without an end-of-archive mark."""
+    members = {f"{sample.key}.json": text}
+    members |= {f"{sample.key}.{number:03d}.jpg": jpeg for number, jpeg in enumerate(sample.jpegs)}
+    region = io.BytesIO()
+    for name, content in members.items():
+        info = tarfile.TarInfo(name)
+        info.size, info.mtime, info.mode = len(content), 0, 0o644
+        region.write(info.tobuf(tarfile.USTAR_FORMAT))
+        region.write(content)
+        region.write(bytes(-len(content) % tarfile.BLOCKSIZE))
+    return region.getvalue()
+
+
+def _to_json(values: dict[str, Any], name: str) -> bytes:
+    """Deterministic UTF-8 JSON. Raises DataError for what JSON or UTF-8 cannot hold (a lone surrogate, for one)."""
+    try:
+        return json.dumps(values, sort_keys=True, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{name}: must be plain JSON values in UTF-8, without NaN ({error})") from error
+
+
+def _publish(temporary: Path, folder: Path, fingerprint: str) -> None:
+    """Rename into place; an existing dataset stays, and must be the same one."""
+    if not (folder / "dataset.json").exists():
+        try:
+            os.rename(temporary, folder)
+            sync(folder.parent)
+            return
+        except OSError as error:
+            # Another writer may have published between the check and the rename.
+            if not (folder / "dataset.json").exists():
+                raise DataError(f"{folder}: cannot be published ({error})") from error
+    existing = open_dataset(folder).fingerprint
+    if existing != fingerprint:
+        raise DataError(
+            f"{folder}: holds another dataset (fingerprint {existing[:12]}, the new one is {fingerprint[:12]}); "
+            "datasets are never overwritten: give a new folder, or remove this one first"
+        )
+
+
+def sync(path: Path) -> None:
+    """fsync a file or a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,332 @@
+"""Video files to frames at target times: the nearest frame by presentation timestamp, resized while decoding.
+
+A file is opened once, by us; the demuxer is chosen from its first bytes out of a short list, so that a text playlist
+(ffconcat, HLS, image2) is never read as a video and can never name another file.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import av
+import av.error
+import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.reformatter import Interpolation
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from xgenvideo.errors import ConfigError, MediaError
+from xgenvideo.records import SampledVideo
+
+MAX_PIXELS = 64 * 2**20  # a 8192 x 8192 frame; larger ones are refused before one is decoded
+MAX_SIDE = 16384 - 1
+MAX_TIMED_FRAMES = 4_000_000  # 37 hours at 30 FPS: bounds the memory of the timestamp index
+_MOV_BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp"})
+_ASF_GUID = bytes.fromhex("3026b2758e66cf11")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a video file says of itself. Width and height are as displayed: after rotation and pixel aspect ratio."""
+
+    width: int
+    height: int
+    seconds: float
+    frames: int
+    codec: str
+    rotation: int
+    container: str
+    fps: float
+    audio: bool
+
+
+@dataclass(frozen=True)
+class _Index:
+    """Presentation times of every frame, ascending, from the first frame on. ticks None: the file gives none."""
+
+    seconds: NDArray[np.float64]
+    ticks: NDArray[np.int64] | None
+    keyframes: NDArray[np.int64]
+    tail: float = field(default=0.0)
+
+    @property
+    def total(self) -> float:
+        return float(self.seconds[-1]) + self.tail
+
+
+def sniff_container(path: Path) -> str:
+    """Name of the demuxer that the first bytes call for. Raises MediaError (empty_file, not_a_video, ...)."""
+    try:
+        if not path.is_file():
+            raise MediaError("missing_file", path)
+        with path.open("rb") as file:
+            head = file.read(1024)
+    except OSError as error:
+        raise MediaError("missing_file", path, error.strerror or str(error)) from error
+    if not head:
+        raise MediaError("empty_file", path)
+    name = _container_name(head)
+    if name is None:
+        text = not any(byte < 9 for byte in head)
+        raise MediaError("not_a_video" if text else "unknown_container", path, "its first bytes are of no known video")
+    return name
+
+
+def _container_name(head: bytes) -> str | None:
+    if head[4:8] in _MOV_BOXES:
+        return "mov"
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        return "avi"
+    if head[0] == 0x47 and len(head) > 376 and head[188] == 0x47 and head[376] == 0x47:
+        return "mpegts"
+    prefixes = {
+        b"\x1aE\xdf\xa3": "matroska",
+        b"FLV\x01": "flv",
+        b"OggS": "ogg",
+        b"\x00\x00\x01\xba": "mpeg",
+        b"\x00\x00\x01\xb3": "mpegvideo",
+        b"GIF8": "gif",
+        _ASF_GUID: "asf",
+    }
+    return next((name for prefix, name in prefixes.items() if head.startswith(prefix)), None)
+
+
+def _check_complete(file: BinaryIO, container: str, path: Path) -> None:
+    """Raise `truncated` when the outermost element is longer than the file: decoders would stop early and say nothing."""
+    size = file.seek(0, 2)
+    if container == "mov":
+        missing = _mov_missing(file, size)
+    elif container == "avi":
+        file.seek(4)
+        missing = "end" if int.from_bytes(file.read(4), "little") + 8 > size else ""
+    elif container == "matroska":
+        missing = _matroska_missing(file, size)
+    else:
+        missing = ""
+    file.seek(0)
+    if missing:
+        raise MediaError("truncated", path, f"{size} bytes, the {missing} is missing")
+
+
+def _mov_missing(file: BinaryIO, size: int) -> str:
+    offset, names = 0, set()
+    while offset + 8 <= size and len(names) < 10_000:
+        file.seek(offset)
+        header = file.read(16)
+        length, name = int.from_bytes(header[:4], "big"), header[4:8]
+        if length == 1:
+            length = int.from_bytes(header[8:16], "big")
+        names.add(name)
+        if length == 0:
+            break
+        if length < 8 or offset + length > size:
+            # Trailing junk after a complete film is common; a film that lacks its end is not usable.
+            return "" if {b"moov", b"mdat"} <= names - {name} else f"end of {name!r}"
+        offset += length
+    return "" if b"moov" in names else "moov box"
+
+
+def _matroska_missing(file: BinaryIO, size: int) -> str:
+    def number(offset: int, keep_marker: bool) -> tuple[int, int]:
+        file.seek(offset)
+        head = file.read(8)
+        if not head or head[0] == 0:
+            return 0, 0
+        length = 9 - head[0].bit_length()
+        value = int.from_bytes(head[:length], "big")
+        if not keep_marker:
+            value &= (1 << 7 * length) - 1
+        return value, length
+
+    header, width = number(4, keep_marker=False)
+    start = 4 + width + header
+    identity, id_width = number(start, keep_marker=True)
+    length, length_width = number(start + id_width, keep_marker=False)
+    unknown = (1 << 7 * length_width) - 1  # a live recording: its length was never written
+    if identity != 0x18538067 or length_width == 0:
+        return "segment"
+    return "end of the segment" if length != unknown and start + id_width + length_width + length > size else ""
+
+
+def _refuse_open(*unused: Any) -> Any:
+    raise PermissionError("a video may not open another file")
+
+
+@contextmanager
+def _open_video(path: Path, threads: int) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The container and its video stream, with sizes checked. Every failure is a MediaError with a reason code."""
+    name = sniff_container(path)
+    with path.open("rb") as file:
+        _check_complete(file, name, path)
+        options = {"protocol_whitelist": "file", "format_whitelist": name, "max_pixels": str(MAX_PIXELS)}
+        try:
+            with av.open(file, format=name, container_options=options, io_open=_refuse_open) as container:
+                streams = [s for s in container.streams.video if not _is_picture(s)]
+                if not streams:
+                    raise MediaError("no_video_stream", path)
+                _check_size(streams[0], path)
+                streams[0].codec_context.thread_count = threads
+                streams[0].codec_context.options = {"err_detect": "explode", "max_pixels": str(MAX_PIXELS)}
+                yield container, streams[0]
+        except MediaError:
+            raise
+        except (av.error.FFmpegError, OSError, ValueError, RuntimeError, MemoryError) as error:
+            raise MediaError("decode_failed", path, str(error)) from error
+
+
+def _is_picture(stream: VideoStream) -> bool:
+    return bool(stream.disposition & av.stream.Disposition.attached_pic)
+
+
+def _check_size(stream: VideoStream, path: Path) -> None:
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        raise MediaError("too_large", path, f"{width} x {height} pixels, at most {MAX_PIXELS} and {MAX_SIDE} a side")
+    if width < 2 or height < 2:
+        raise MediaError("decode_failed", path, f"{width} x {height} pixels")
+
+
+def _index(container: InputContainer, stream: VideoStream, path: Path) -> _Index:
+    """Times of all frames from their packets, nothing decoded: right for variable frame rates and reordered frames."""
+    rows: list[tuple[int | None, int | None, bool, int]] = []
+    for packet in container.demux(stream):
+        if packet.size and not packet.is_discard:
+            rows.append((packet.pts, packet.dts, packet.is_keyframe, packet.duration or 0))
+            if len(rows) > MAX_TIMED_FRAMES:
+                raise MediaError("too_large", path, f"more than {MAX_TIMED_FRAMES} frames")
+    if not rows:
+        raise MediaError("no_video_stream", path, "its video stream has no frames")
+    if stream.frames and len(rows) < 0.98 * stream.frames - 1:
+        raise MediaError("truncated", path, f"{len(rows)} of {stream.frames} frames")
+    base = float(stream.time_base or 0)
+    presented = all(row[0] is not None for row in rows)
+    raw = [row[0] if presented else row[1] for row in rows]
+    if base <= 0 or any(value is None for value in raw):
+        raise MediaError("no_timestamps", path)
+    times = np.array(raw, np.int64)
+    order = np.argsort(times, kind="stable")
+    ticks = times[order]
+    if len(ticks) > 1 and ticks[0] == ticks[-1]:
+        raise MediaError("no_timestamps", path, "all frames have the same time")
+    keys = np.array([row[2] for row in rows])[order]
+    tail = rows[order[-1]][3] * base or (float(np.median(np.diff(ticks))) * base if len(ticks) > 1 else 0.0)
+    seconds = (ticks - ticks[0]) * base
+    return _Index(seconds, ticks if presented else None, np.flatnonzero(keys), tail)
+
+
+def _display(stream: VideoStream, rotation: int) -> tuple[int, int]:
+    """Width and height in square pixels, after rotation."""
+    width, height = stream.codec_context.width, stream.codec_context.height
+    aspect = stream.sample_aspect_ratio
+    if aspect and 0.1 < float(aspect) < 10:
+        width = max(1, round(width * float(aspect)))
+    return (height, width) if rotation % 180 else (width, height)
+
+
+def probe(path: Path) -> Probe:
+    """Size, length and codec of a video; decodes one frame, for the rotation. Raises MediaError with a reason code."""
+    path = Path(path)
+    with _open_video(path, threads=1) as (container, stream):
+        index = _index(container, stream, path)
+        container.seek(0)
+        frame = next(container.decode(stream), None)
+        if frame is None:
+            raise MediaError("decode_failed", path, "no frame could be decoded")
+        width, height = _display(stream, frame.rotation)
+        return Probe(
+            width=width,
+            height=height,
+            seconds=index.total,
+            frames=len(index.seconds),
+            codec=stream.codec_context.name,
+            rotation=frame.rotation % 360,
+            container=container.format.name,
+            fps=len(index.seconds) / index.total if index.total > 0 else 0.0,
+            audio=bool(container.streams.audio),
+        )
+
+
+def nearest_frames(seconds: NDArray[np.float64], fps: float, max_frames: int, start: float = 0.0) -> NDArray[np.int64]:
+    """Frame numbers [F] nearest to start + i/fps, each at most once. seconds [N] are all frames' times, ascending."""
+    count = int(np.floor((seconds[-1] - start) * fps + 1e-6)) + 1
+    targets = start + np.arange(max(0, min(count, max_frames))) / fps
+    right = np.clip(np.searchsorted(seconds, targets), 1, max(1, len(seconds) - 1))
+    right = np.minimum(right, len(seconds) - 1)
+    left = np.maximum(right - 1, 0)
+    # On a tie the earlier frame: the later one is not visible yet at the target time.
+    chosen = np.where(seconds[right] - targets < targets - seconds[left], right, left)
+    return np.unique(chosen).astype(np.int64)
+
+
+def sample_video(
+    path: Path,
+    fps: float = 2.0,
+    max_frames: int = 64,
+    start: float = 0.0,
+    short_side: int | None = None,
+    threads: int = 1,
+) -> SampledVideo:
+    """Frames nearest to start + i/fps seconds, upright, square pixels, short side at most `short_side`, never upscaled.
+
+    Fewer than `max_frames` frames come back for a short clip: nothing is repeated. `seconds` is the whole video's
+    length. Raises MediaError with a reason code, ConfigError for an impossible request.
+    """
+    path = Path(path)
+    if not (np.isfinite(fps) and fps > 0 and max_frames >= 1 and np.isfinite(start) and start >= 0):
+        raise ConfigError("sample_video", (fps, max_frames, start), "fps > 0, max_frames >= 1 and start >= 0 seconds")
+    with _open_video(path, threads) as (container, stream):
+        index = _index(container, stream, path)
+        wanted = nearest_frames(index.seconds, fps, max_frames, start)
+        if not len(wanted):
+            raise MediaError("too_short", path, f"{index.total:.2f} s, sampling starts at {start:.2f} s")
+        frames = [_upright(f, stream, short_side) for f in _decode(container, stream, index, wanted, path)]
+        if len({frame.shape for frame in frames}) > 1:
+            raise MediaError("decode_failed", path, "the frame size changes inside the video")
+        return SampledVideo(np.stack(frames), index.seconds[wanted], wanted, index.total)
+
+
+def _decode(
+    container: InputContainer, stream: VideoStream, index: _Index, wanted: NDArray[np.int64], path: Path
+) -> Iterator[VideoFrame]:
+    """The wanted frames in order, seeking to the last keyframe before the first of them."""
+    container.seek(0)
+    position = 0
+    if index.ticks is not None:
+        before = index.keyframes[index.keyframes <= wanted[0]]
+        if len(before) and before[-1] > 0:
+            container.seek(int(index.ticks[before[-1]]), stream=stream, backward=True)
+    due = list(wanted)
+    for frame in container.decode(stream):
+        if index.ticks is not None:
+            if frame.pts is None:
+                raise MediaError("no_timestamps", path, "a decoded frame has no time")
+            position = int(np.searchsorted(index.ticks, frame.pts))
+        if position > due[0]:
+            raise MediaError("decode_failed", path, f"frame {due[0]} could not be decoded")
+        if position == due[0]:
+            if frame.is_corrupt:
+                raise MediaError("decode_failed", path, f"frame {due[0]} is corrupt")
+            due.pop(0)
+            yield frame
+        if not due:
+            return
+        position += 1
+    raise MediaError("truncated", path, f"the video ends before frame {due[0]}")
+
+
+def _upright(frame: VideoFrame, stream: VideoStream, short_side: int | None) -> NDArray[np.uint8]:
+    """[H W 3] RGB of one decoded frame; scaled before the rotation, so only the small picture is turned."""
+    width, height = _display(stream, 0)
+    if (frame.width, frame.height) != (stream.codec_context.width, stream.codec_context.height):
+        width, height = frame.width, frame.height
+    if width * height > MAX_PIXELS:
+        raise MediaError("too_large", "frame", f"{width} x {height} pixels")
+    scale = 1.0 if short_side is None else min(1.0, short_side / min(width, height))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    picture = frame.reformat(*size, format="rgb24", interpolation=Interpolation.AREA).to_ndarray()
+    turns = round(frame.rotation / 90)
+    return np.ascontiguousarray(np.rot90(picture, turns)) if turns % 4 else picture

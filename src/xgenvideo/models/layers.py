@@ -1,0 +1,54 @@
+"""Norm, feed-forward, attention and rotary positions: what the decoder and its cross-attention blocks are made of."""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward layer, x [.. D] -> [.. D] (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(width, hidden, bias=False)
+        self.up = nn.Linear(width, hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [.. D] -> [.. D]."""
+        result: Tensor = self.down(functional.silu(self.gate(x)) * self.up(x))
+        return result
+
+
+def rotary(positions: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosine and sine [B 1 T head_size] of positions [B T], halves repeated (Llama's layout), at least float32."""
+    wide = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
+    exponents = torch.arange(0, head_size, 2, device=positions.device, dtype=wide) / head_size
+    angles = positions[:, None, :, None].to(wide) * theta**-exponents
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Apply rotary positions to x [B H T hd] (Su et al. 2021, arXiv 2104.09864)."""
+    left, right = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat((-right, left), dim=-1) * sin).to(x.dtype)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Scaled dot-product attention, q [B H T hd], k and v [B K S hd] with K dividing H -> [B T H*hd].
+
+    `mask` is boolean, True where a query may look.
+    """
+    grouped = q.shape[1] != k.shape[1]
+    out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+    return rearrange(out, "b h t e -> b t (h e)")
+
+
+def document_mask(documents: Tensor) -> Tensor:
+    """[B 1 T T] boolean: causal and within one document. documents [B T] int; padding forms a document of its own."""
+    length = documents.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=documents.device).tril()
+    same = documents[:, :, None] == documents[:, None, :]
+    return (same & causal)[:, None]

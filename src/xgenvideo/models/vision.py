@@ -1,0 +1,102 @@
+"""The frozen vision encoder: transformers' CLIP vision tower, never trained, never in a periodic checkpoint."""
+
+import hashlib
+from pathlib import Path
+from typing import Self
+
+import torch
+from einops import rearrange
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from xgenvideo.config import VisionConfig
+from xgenvideo.errors import ConfigError
+
+# OpenAI CLIP's pixel statistics, which OpenCLIP bigG shares.
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+BUILTIN = Path(__file__).parent / "weights" / "tiny_vision.safetensors"
+
+
+class FrozenVision(nn.Module):
+    """CLIP-style pre-norm ViT without gradient. Frames in, patch features of the last layer out."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tower = CLIPVisionModel(
+            CLIPVisionConfig(
+                hidden_size=config.width,
+                intermediate_size=config.mlp,
+                num_hidden_layers=config.depth,
+                num_attention_heads=config.heads,
+                image_size=config.image_size,
+                patch_size=config.patch,
+                hidden_act="gelu",
+            )
+        )
+        self.requires_grad_(False)
+        super().train(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode whatever the rest of the model does."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, frames: Tensor) -> Tensor:
+        """frames [N 3 S S] uint8 -> patch features [N P Wv] of the last layer, without the class token."""
+        dtype = self.tower.dtype
+        mean = torch.tensor(MEAN, device=frames.device, dtype=dtype)[:, None, None]
+        deviation = torch.tensor(DEVIATION, device=frames.device, dtype=dtype)[:, None, None]
+        pixels = (frames.to(dtype) / 255 - mean) / deviation
+        hidden: Tensor = self.tower(pixel_values=pixels).last_hidden_state
+        return hidden[:, 1:]
+
+
+def load_weights(vision: FrozenVision) -> None:
+    """Fill the encoder as `config.weights` says: random:SEED (already done by construction), builtin or a folder."""
+    weights = vision.config.weights
+    if weights.startswith("random:"):
+        return
+    state = load_file(BUILTIN) if weights == "builtin:tiny" else _folder_state(Path(weights))
+    try:
+        vision.tower.load_state_dict(state)
+    except RuntimeError as error:
+        shapes = f"the weights do not fit the model.vision sizes ({str(error).splitlines()[-1].strip()})"
+        raise ConfigError("model.vision.weights", weights, shapes) from error
+
+
+def _folder_state(folder: Path) -> dict[str, Tensor]:
+    """All tensors of the safetensors files of a CLIP vision checkpoint folder, names as the tower has them."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ConfigError(
+            "model.vision.weights", str(folder), "must be a folder with *.safetensors of a CLIP vision tower"
+        )
+    state: dict[str, Tensor] = {}
+    for file in files:
+        state |= {name: tensor for name, tensor in load_file(file).items() if name.startswith("vision_model.")}
+    return state
+
+
+def random_seed(config: VisionConfig) -> int:
+    """The seed of `random:SEED` weights; 0 for weights that are read from disk."""
+    kind, _, seed = config.weights.partition(":")
+    return int(seed) if kind == "random" else 0
+
+
+def encoder_hash(vision: FrozenVision) -> str:
+    """SHA-256 over names, shapes and bytes of the encoder's weights: what names it in caches and checkpoints."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(vision.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def encode_video(vision: FrozenVision, frames: Tensor) -> Tensor:
+    """frames [B F 3 S S] uint8 -> [B F P Wv]."""
+    count = frames.shape[0]
+    features: Tensor = vision(rearrange(frames, "b f c h w -> (b f) c h w"))
+    return rearrange(features, "(b f) p w -> b f p w", b=count)

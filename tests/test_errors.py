@@ -1,0 +1,62 @@
+"""The exception tree: one base, the drawing at the top of errors.py is true, exit codes are what the docs say."""
+
+import inspect
+import pickle
+
+import pytest
+
+from xgenvideo import errors
+from xgenvideo.errors import ConfigError, MediaError, MissingExtra, NotReady, XGenVideoError
+
+
+def all_errors() -> list[type[XGenVideoError]]:
+    found = [value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, Exception)]
+    return [value for value in found if value.__module__ == errors.__name__]
+
+
+def test_every_error_is_ours_and_in_the_drawing() -> None:
+    assert errors.__doc__ is not None
+    for error in all_errors():
+        assert issubclass(error, XGenVideoError)
+        assert error.__name__ in errors.__doc__
+        assert error.__doc__
+
+
+def test_the_drawing_shows_the_real_parents() -> None:
+    assert errors.__doc__ is not None
+    depths = {}
+    for line in errors.__doc__.splitlines():
+        name = line.lstrip("│├└─ ").split(" ")[0]
+        if name.endswith(("Error", "Extra", "Ready")):
+            depths[name] = len(line) - len(line.lstrip("│├└─ "))
+    for error in all_errors():
+        if error is not XGenVideoError:
+            assert error.__base__ is not None
+            assert depths[error.__base__.__name__] < depths[error.__name__]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(XGenVideoError("x"), 1), (ConfigError("a.b", 1, "no"), 2), (MissingExtra("av", "curate"), 3), (NotReady("x"), 4)],
+)
+def test_exit_codes(error: XGenVideoError, code: int) -> None:
+    assert error.exit_code == code
+
+
+def test_a_config_error_names_setting_value_rule_and_choices() -> None:
+    message = str(ConfigError("train.precision", "fp8", "no such precision", ("fp32", "bf16")))
+    assert message == "train.precision = 'fp8': no such precision. Valid: fp32, bf16."
+
+
+def test_a_missing_extra_prints_the_exact_line_to_run() -> None:
+    assert "pip install -c constraints.txt 'xgenvideo[curate]'" in str(MissingExtra("rapidocr", "curate"))
+
+
+def test_a_media_error_carries_its_reason_code() -> None:
+    error = MediaError("truncated", "a.mp4", "12 of 300 frames")
+    assert (error.reason, str(error)) == ("truncated", "a.mp4: truncated (12 of 300 frames)")
+
+
+@pytest.mark.parametrize("error", [XGenVideoError("x"), NotReady("soon")])
+def test_plain_errors_cross_process_borders(error: XGenVideoError) -> None:
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
