@@ -20,7 +20,9 @@ def test_an_override_changes_one_field_and_nothing_else() -> None:
 
 
 def test_overrides_are_typed() -> None:
-    changed = configs.override(find("tiny"), ["train.steps=7", "data.shards=1e3", "data.cache_features=false", "optimizer.lr=1"])
+    changed = configs.override(
+        find("tiny"), ["train.steps=7", "data.shards=1e3", "data.cache_features=false", "optimizer.lr=1"]
+    )
     assert changed.train.steps == 7
     assert changed.data.shards == "1e3"
     assert changed.data.cache_features is False

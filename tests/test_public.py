@@ -11,7 +11,11 @@ ROOT = Path(__file__).parent.parent
 
 def public(module: object) -> set[str]:
     name = getattr(module, "__name__", "")
-    return {key for key, value in vars(module).items() if not key.startswith("_") and getattr(value, "__module__", None) == name}
+    return {
+        key
+        for key, value in vars(module).items()
+        if not key.startswith("_") and getattr(value, "__module__", None) == name
+    }
 
 
 def test_the_version_is_the_one_of_the_project_and_the_changelog() -> None:

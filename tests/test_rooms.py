@@ -39,10 +39,10 @@ def module_level(tree: ast.Module) -> ast.Module:
     """The code that runs at import: no function bodies, and no `if TYPE_CHECKING` blocks."""
 
     class Prune(ast.NodeTransformer):
-        def visit_FunctionDef(self, node: ast.FunctionDef) -> None:  # noqa: N802
+        def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
             return None
 
-        def visit_If(self, node: ast.If) -> ast.AST | None:  # noqa: N802
+        def visit_If(self, node: ast.If) -> ast.AST | None:
             return None if "TYPE_CHECKING" in ast.dump(node.test) else self.generic_visit(node)
 
     pruned = Prune().visit(tree)
@@ -60,7 +60,9 @@ def test_only_parallel_and_checkpoint_speak_to_other_ranks(path: Path) -> None:
         return
     tree = ast.parse(path.read_text(encoding="utf-8"))
     spoken = [name for name in imports(tree) if name.startswith("torch.distributed")]
-    used = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.distributed"]
+    used = [
+        node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.distributed"
+    ]
     assert not spoken
     assert not used
 

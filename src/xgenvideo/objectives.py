@@ -14,7 +14,12 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         ignore_index=IGNORED,
         reduction="sum",
     )
-    return total, (targets != IGNORED).sum()
+    return total, valid_targets(targets)
+
+
+def valid_targets(targets: Tensor) -> Tensor:
+    """How many targets [..] are to be predicted."""
+    return (targets != IGNORED).sum()
 
 
 def contrastive_loss(video: Tensor, text: Tensor, logit_scale: Tensor, groups: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The planner's arithmetic against the real network on the meta device: parameters tensor by tensor, FLOPs as counted."""
+"""The planner's arithmetic against the real network on the meta device: parameters part by part, FLOPs as counted."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ def on_meta(config: RunConfig) -> VideoLM:
 def test_parameters_are_those_of_the_model(name: str) -> None:
     config = find(name)
     model = on_meta(config)
-    counted = {part: 0 for part in ("encoder", "resampler", "embedding", "self", "cross", "rest")}
+    counted = dict.fromkeys(("encoder", "resampler", "embedding", "self", "cross", "rest"), 0)
     for key, tensor in model.named_parameters():
         counted[part_of(key)] += tensor.numel()
     planned = parameters(config.model)
@@ -78,7 +78,7 @@ def test_training_flops_are_those_torch_counts() -> None:
     vision = config.model.vision
     features = torch.zeros(2, 8, vision.patches, vision.width, device="meta")
     with counter() as counted:
-        train_forward(model, features, 24).backward()
+        torch.autograd.backward(train_forward(model, features, 24))
     assert counted.get_total_flops() == planned.total_quadratic
 
 

@@ -17,7 +17,7 @@ EXIT_CLOSED_PIPE = 141
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code; a user's mistake is one line on stderr, our own bug a traceback."""
-    parsed = build_parser().parse_args(arguments)
+    parsed = parse(arguments)
     try:
         verbs.run(parsed)
     except XGenVideoError as error:
@@ -30,6 +30,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return EXIT_CLOSED_PIPE
     return 0
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse a command line; overrides may stand after options too, which argparse alone does not allow."""
+    parser = build_parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    late = [text for text in rest if "=" in text and not text.startswith("-")]
+    if len(late) < len(rest) or (late and "overrides" not in parsed):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if late:
+        parsed.overrides = [*parsed.overrides, *late]
+    return parsed
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -50,7 +62,6 @@ def _add_data_verbs(verb: "argparse._SubParsersAction[argparse.ArgumentParser]")
     curate.add_argument("--out", required=True, metavar="FOLDER", help="the folder to write")
     curate.add_argument("--clips", type=int, metavar="N", help="generate: how many clips (default 64)")
     curate.add_argument("--seed", type=int, metavar="S", help="generate: the seed (default 0)")
-    curate.add_argument("--split", choices=("train", "heldout"), help="generate: the split (default train)")
     audit = verb.add_parser("audit", help="prove the accounting of a dataset or a run")
     audit.add_argument("folder", metavar="RUN|DATASET")
 
@@ -61,6 +72,9 @@ def _add_train_verbs(verb: "argparse._SubParsersAction[argparse.ArgumentParser]"
     recipes.add_argument("overrides", nargs="*", metavar="section.field=value")
     plan = verb.add_parser("plan", help="parameters, FLOPs, memory, days and cost of a recipe, without a GPU")
     plan.add_argument("recipe", metavar="RECIPE")
+    plan.add_argument("--gpus", type=int, metavar="N", help="default: as many as the recipe's layout has")
+    plan.add_argument("--gpu", default="h100", metavar="NAME", help="default h100")
+    plan.add_argument("--json", action="store_true", help="all figures as JSON")
     plan.add_argument("overrides", nargs="*", metavar="section.field=value")
     train = verb.add_parser("train", help="train a recipe; run it again to resume")
     train.add_argument("recipe", metavar="RECIPE")

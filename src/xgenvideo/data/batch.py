@@ -69,6 +69,26 @@ class Batch:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def split(self, pairs: int) -> list["Batch"]:
+        """The batch as microbatches of `pairs` pairs (the last one may be shorter), views of the same memory."""
+        starts = range(0, len(self), pairs)
+        named = self._tensors()
+        return [
+            replace(
+                self,
+                **{name: part[start : start + pairs] for name, part in named.items()},  # type: ignore[arg-type]
+                keys=self.keys[start : start + pairs],
+                position=self.position + start,
+            )
+            for start in starts
+        ]
+
+    def present_frames(self) -> Tensor:
+        """The frames [B F 3 H W]. Raises DataError for a batch of cached features, which has none."""
+        if self.frames is None:
+            raise DataError(f"this batch holds cached features, not frames: {self}")
+        return self.frames
+
     def to(self, device: torch.device | str) -> "Batch":
         """The batch with every tensor on `device`."""
         values = {name: part.to(device, non_blocking=True) for name, part in self._tensors().items()}

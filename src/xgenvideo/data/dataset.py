@@ -98,6 +98,12 @@ class Dataset:
         """Row numbers of a split, in the order they were written."""
         return np.flatnonzero(self._splits == split)
 
+    def sources(self, split: str) -> NDArray[np.int64]:
+        """A number for each sample of a split, equal for samples of one source; in the order they were written."""
+        names = self._table["source"].take(pa.array(self.numbers(split)))
+        found: NDArray[np.int64] = names.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+        return found
+
     def keys(self, split: str) -> list[str]:
         """Keys of a split, in the order they were written; empty for a split that is not there."""
         found: list[str] = self._table["key"].take(pa.array(self.numbers(split))).to_pylist()

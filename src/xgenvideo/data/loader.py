@@ -50,7 +50,8 @@ class Loader:
         self.samples_consumed = 0
         self.substituted = 0
         self._numbers = dataset.numbers(SPLIT)
-        self._order = Order(config.train.seed, dataset.fingerprint, SPLIT, len(self._numbers))
+        groups = dataset.sources(SPLIT) if config.data.group_by_source else None
+        self._order = Order(config.train.seed, dataset.fingerprint, SPLIT, len(self._numbers), groups)
         self._described = lru_cache(maxsize=TEXTS_KEPT)(self._describe)
         # One thread: the batches come in order, and `Order` keeps epochs without a lock.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")

@@ -9,12 +9,16 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Order:
-    """Every epoch is a permutation of `size` samples, each once; positions count samples over all epochs and ranks."""
+    """Every epoch is a permutation of `size` samples, each once; positions count samples over all epochs and ranks.
+
+    With `groups` [size], a number a sample, samples of one group stay next to each other and groups are permuted.
+    """
 
     seed: int
     fingerprint: str
     split: str
     size: int
+    groups: NDArray[np.int64] | None = field(default=None, repr=False, compare=False)
     _epochs: dict[int, NDArray[np.int64]] = field(default_factory=dict, repr=False, compare=False)
 
     def at(self, position: int) -> int:
@@ -33,7 +37,8 @@ class Order:
             while len(self._epochs) > 1:
                 self._epochs.pop(min(self._epochs))
             bits = np.random.PCG64(self._number("epoch", epoch))
-            self._epochs[epoch] = np.random.Generator(bits).permutation(self.size)
+            shuffled = np.random.Generator(bits).permutation(self.size)
+            self._epochs[epoch] = shuffled if self.groups is None else _gather(shuffled, self.groups[shuffled])
         return self._epochs[epoch]
 
     def substitute(self, position: int, attempt: int) -> int:
@@ -48,3 +53,9 @@ class Order:
         """A 256-bit number from the parts, the same on every machine."""
         text = "\n".join(map(str, (self.seed, self.fingerprint, self.split, *parts)))
         return int.from_bytes(hashlib.sha256(text.encode()).digest(), "big")
+
+
+def _gather(samples: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """`samples` with each group moved together to the place of its first one."""
+    _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
+    return samples[np.argsort(first[inverse], kind="stable")]

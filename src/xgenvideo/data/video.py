@@ -4,9 +4,10 @@ A file is opened once, by us; the demuxer is chosen from its first bytes out of 
 (ffconcat, HLS, image2) is never read as a video and can never name another file.
 """
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -46,16 +47,25 @@ class Probe:
 
 @dataclass(frozen=True)
 class _Index:
-    """Presentation times of every frame, ascending, from the first frame on. ticks None: the file gives none."""
+    """Every frame in order of presentation. seconds [N] from the first frame on; groups [N]: the group of pictures, in
+    decoding order, that holds the frame; leading [N]: it also needs the group before. ticks None: no times but order."""
 
     seconds: NDArray[np.float64]
     ticks: NDArray[np.int64] | None
-    keyframes: NDArray[np.int64]
-    tail: float = field(default=0.0)
+    groups: NDArray[np.int64]
+    leading: NDArray[np.bool_]
+    tail: float
 
     @property
     def total(self) -> float:
         return float(self.seconds[-1]) + self.tail
+
+    def needed(self, wanted: NDArray[np.int64]) -> set[int]:
+        """Groups of pictures to decode for the wanted frames. Without times the decoder's order is all there is."""
+        if self.ticks is None:
+            return set(self.groups.tolist())
+        before = self.groups[wanted[self.leading[wanted]]] - 1
+        return set(self.groups[wanted].tolist()) | set(np.maximum(before, 0).tolist())
 
 
 def sniff_container(path: Path) -> str:
@@ -192,10 +202,12 @@ def _check_size(stream: VideoStream, path: Path) -> None:
 
 def _index(container: InputContainer, stream: VideoStream, path: Path) -> _Index:
     """Times of all frames from their packets, nothing decoded: right for variable frame rates and reordered frames."""
-    rows: list[tuple[int | None, int | None, bool, int]] = []
+    rows: list[tuple[int | None, int | None, int, int]] = []
+    group = -1
     for packet in container.demux(stream):
+        group += bool(packet.size and packet.is_keyframe)
         if packet.size and not packet.is_discard:
-            rows.append((packet.pts, packet.dts, packet.is_keyframe, packet.duration or 0))
+            rows.append((packet.pts, packet.dts, max(0, group), packet.duration or 0))
             if len(rows) > MAX_TIMED_FRAMES:
                 raise MediaError("too_large", path, f"more than {MAX_TIMED_FRAMES} frames")
     if not rows:
@@ -207,15 +219,26 @@ def _index(container: InputContainer, stream: VideoStream, path: Path) -> _Index
     raw = [row[0] if presented else row[1] for row in rows]
     if base <= 0 or any(value is None for value in raw):
         raise MediaError("no_timestamps", path)
-    times = np.array(raw, np.int64)
+    return _sorted_index(np.array(raw, np.int64), rows, base, presented, path)
+
+
+def _sorted_index(
+    times: NDArray[np.int64],
+    rows: list[tuple[int | None, int | None, int, int]],
+    base: float,
+    presented: bool,
+    path: Path,
+) -> _Index:
     order = np.argsort(times, kind="stable")
     ticks = times[order]
     if len(ticks) > 1 and ticks[0] == ticks[-1]:
         raise MediaError("no_timestamps", path, "all frames have the same time")
-    keys = np.array([row[2] for row in rows])[order]
+    groups = np.array([row[2] for row in rows])
+    # The first packet of a group is its keyframe; frames shown before it lean on the group before.
+    key_times = times[np.unique(groups, return_index=True)[1]]
+    leading = (times < key_times[np.searchsorted(np.unique(groups), groups)])[order]
     tail = rows[order[-1]][3] * base or (float(np.median(np.diff(ticks))) * base if len(ticks) > 1 else 0.0)
-    seconds = (ticks - ticks[0]) * base
-    return _Index(seconds, ticks if presented else None, np.flatnonzero(keys), tail)
+    return _Index((ticks - ticks[0]) * base, ticks if presented else None, groups[order], leading, tail)
 
 
 def _display(stream: VideoStream, rotation: int) -> tuple[int, int]:
@@ -229,25 +252,7 @@ def _display(stream: VideoStream, rotation: int) -> tuple[int, int]:
 
 def probe(path: Path) -> Probe:
     """Size, length and codec of a video; decodes one frame, for the rotation. Raises MediaError with a reason code."""
-    path = Path(path)
-    with _open_video(path, threads=1) as (container, stream):
-        index = _index(container, stream, path)
-        container.seek(0)
-        frame = next(container.decode(stream), None)
-        if frame is None:
-            raise MediaError("decode_failed", path, "no frame could be decoded")
-        width, height = _display(stream, frame.rotation)
-        return Probe(
-            width=width,
-            height=height,
-            seconds=index.total,
-            frames=len(index.seconds),
-            codec=stream.codec_context.name,
-            rotation=frame.rotation % 360,
-            container=container.format.name,
-            fps=len(index.seconds) / index.total if index.total > 0 else 0.0,
-            audio=bool(container.streams.audio),
-        )
+    return probe_and_sample(path, max_frames=1, short_side=16)[0]
 
 
 def nearest_frames(seconds: NDArray[np.float64], fps: float, max_frames: int, start: float = 0.0) -> NDArray[np.int64]:
@@ -275,32 +280,62 @@ def sample_video(
     Fewer than `max_frames` frames come back for a short clip: nothing is repeated. `seconds` is the whole video's
     length. Raises MediaError with a reason code, ConfigError for an impossible request.
     """
+    return probe_and_sample(path, fps, max_frames, start, short_side, threads)[1]
+
+
+def probe_and_sample(
+    path: Path,
+    fps: float = 2.0,
+    max_frames: int = 64,
+    start: float = 0.0,
+    short_side: int | None = None,
+    threads: int = 1,
+) -> tuple[Probe, SampledVideo]:
+    """Both answers of `probe` and `sample_video`, for the price of the second."""
     path = Path(path)
     if not (np.isfinite(fps) and fps > 0 and max_frames >= 1 and np.isfinite(start) and start >= 0):
         raise ConfigError("sample_video", (fps, max_frames, start), "fps > 0, max_frames >= 1 and start >= 0 seconds")
     with _open_video(path, threads) as (container, stream):
         index = _index(container, stream, path)
-        wanted = nearest_frames(index.seconds, fps, max_frames, start)
-        if not len(wanted):
-            raise MediaError("too_short", path, f"{index.total:.2f} s, sampling starts at {start:.2f} s")
-        frames = [_upright(f, stream, short_side) for f in _decode(container, stream, index, wanted, path)]
+    wanted = nearest_frames(index.seconds, fps, max_frames, start)
+    if not len(wanted):
+        raise MediaError("too_short", path, f"{index.total:.2f} s, sampling starts at {start:.2f} s")
+    # Opened again instead of rewound: not every container seeks back to its exact beginning.
+    with _open_video(path, threads) as (container, stream):
+        frames, rotation = [], 0
+        for frame in _decode(container, stream, index, wanted, path):
+            rotation = frame.rotation
+            frames.append(_upright(frame, stream, short_side, path))
         if len({frame.shape for frame in frames}) > 1:
             raise MediaError("decode_failed", path, "the frame size changes inside the video")
-        return SampledVideo(np.stack(frames), index.seconds[wanted], wanted, index.total)
+        sampled = SampledVideo(np.stack(frames), index.seconds[wanted], wanted, index.total)
+        return _facts(container, stream, index, rotation), sampled
+
+
+def _facts(container: InputContainer, stream: VideoStream, index: _Index, rotation: int) -> Probe:
+    width, height = _display(stream, rotation)
+    return Probe(
+        width=width,
+        height=height,
+        seconds=index.total,
+        frames=len(index.seconds),
+        codec=stream.codec_context.name,
+        rotation=rotation % 360,
+        container=container.format.name,
+        fps=len(index.seconds) / index.total if index.total > 0 else 0.0,
+        audio=bool(container.streams.audio),
+    )
 
 
 def _decode(
     container: InputContainer, stream: VideoStream, index: _Index, wanted: NDArray[np.int64], path: Path
 ) -> Iterator[VideoFrame]:
-    """The wanted frames in order, seeking to the last keyframe before the first of them."""
-    container.seek(0)
-    position = 0
-    if index.ticks is not None:
-        before = index.keyframes[index.keyframes <= wanted[0]]
-        if len(before) and before[-1] > 0:
-            container.seek(int(index.ticks[before[-1]]), stream=stream, backward=True)
-    due = list(wanted)
-    for frame in container.decode(stream):
+    """The wanted frames in order; groups of pictures without one are not decoded."""
+    due = deque(wanted.tolist())
+    counted = 0
+    for frame in _frames_of(container, stream, index.needed(wanted)):
+        position = counted
+        counted += 1
         if index.ticks is not None:
             if frame.pts is None:
                 raise MediaError("no_timestamps", path, "a decoded frame has no time")
@@ -310,21 +345,41 @@ def _decode(
         if position == due[0]:
             if frame.is_corrupt:
                 raise MediaError("decode_failed", path, f"frame {due[0]} is corrupt")
-            due.pop(0)
+            due.popleft()
             yield frame
-        if not due:
-            return
-        position += 1
+            if not due:
+                return
     raise MediaError("truncated", path, f"the video ends before frame {due[0]}")
 
 
-def _upright(frame: VideoFrame, stream: VideoStream, short_side: int | None) -> NDArray[np.uint8]:
+def _frames_of(container: InputContainer, stream: VideoStream, groups: set[int]) -> Iterator[VideoFrame]:
+    """Decoded frames of the given groups of pictures, in order of presentation."""
+    group, skipped = -1, False
+    decoder = stream.codec_context
+    for packet in container.demux(stream):
+        if not packet.size:
+            continue
+        group += packet.is_keyframe
+        if max(0, group) in groups:
+            if skipped:
+                yield from decoder.decode(None)
+                decoder.flush_buffers()
+                skipped = False
+            yield from decoder.decode(packet)
+        else:
+            skipped = True
+        if group > max(groups):
+            break
+    yield from decoder.decode(None)
+
+
+def _upright(frame: VideoFrame, stream: VideoStream, short_side: int | None, path: Path) -> NDArray[np.uint8]:
     """[H W 3] RGB of one decoded frame; scaled before the rotation, so only the small picture is turned."""
     width, height = _display(stream, 0)
     if (frame.width, frame.height) != (stream.codec_context.width, stream.codec_context.height):
         width, height = frame.width, frame.height
     if width * height > MAX_PIXELS:
-        raise MediaError("too_large", "frame", f"{width} x {height} pixels")
+        raise MediaError("too_large", path, f"{width} x {height} pixels")
     scale = 1.0 if short_side is None else min(1.0, short_side / min(width, height))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     picture = frame.reformat(*size, format="rgb24", interpolation=Interpolation.AREA).to_ndarray()

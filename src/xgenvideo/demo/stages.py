@@ -1,4 +1,4 @@
-"""Resumable stages: a finished stage is recorded with the fingerprint of its inputs and skipped when it is run again."""
+"""Resumable stages: a finished stage is recorded with its inputs' fingerprint and skipped when it is run again."""
 
 import hashlib
 import json

@@ -1,0 +1,1 @@
+"""Reading a trained model: likelihoods, text generation, releases, search and serving."""

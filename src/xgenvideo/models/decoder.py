@@ -1,5 +1,6 @@
 """Causal decoder: a lower half that never sees video, an upper half with gated cross-attention over the latents."""
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -77,7 +78,7 @@ class Gate(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(Tensor([0.0]))
+        self.weight = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
         """x [.. D] -> tanh(weight) * x."""

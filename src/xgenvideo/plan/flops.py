@@ -1,8 +1,8 @@
 """FLOPs of training, by part: the one formula that the planner and the training log share.
 
 Only matrix products and convolutions count, 2mnk each, as torch's FlopCounterMode counts them; norms, softmax,
-activations and rotary positions do not. A trainable part costs three forwards (one forward, two for the backward); the frozen
-encoder costs one. Recomputation and the extra text pass of the contrastive loss are hardware work, never model FLOPs.
+activations and rotary positions do not. A trainable part costs three forwards (one forward, two for the backward); the
+frozen encoder costs one. Recomputation and the contrastive loss's extra text pass are hardware work, never model FLOPs.
 Two conventions for causal self-attention are given: half the square (what is needed) and the full square (what most
 published MFU figures count, and what FlopCounterMode sees).
 """

@@ -1,4 +1,4 @@
-"""Exact parameter counts by part, from the sizes in a ModelConfig alone; equal to the built model's, tensor by tensor."""
+"""Exact parameter counts by part, from the sizes in a ModelConfig alone; equal to the built model's."""
 
 from dataclasses import dataclass
 
@@ -57,7 +57,7 @@ def cross_block_parameters(decoder: DecoderConfig, latent_width: int) -> int:
 
 
 def resampler_parameters(resampler: ResamplerConfig, vision_width: int) -> int:
-    """Input norm and projection, slot embedding, queries, layers (4 attention and 2 feed-forward matrices), final norm."""
+    """Input norm and projection, slot embedding, queries, layers (attention 4w², feed-forward 8w²), final norm."""
     w = resampler.width
     layer = 12 * w * w + 3 * 2 * w
     inputs = 2 * vision_width + vision_width * w + (resampler.frame_slots + resampler.queries) * w
@@ -72,7 +72,7 @@ def norms_and_projections_parameters(model: ModelConfig) -> int:
 
 
 def encoder_parameters(vision: VisionConfig) -> int:
-    """The CLIP vision tower: class token, patch convolution without bias, positions, two outer norms, layers with biases."""
+    """CLIP vision tower: class token, patch convolution without bias, positions, outer norms, layers with biases."""
     w = vision.width
     attention = 4 * (w * w + w)
     mlp = 2 * w * vision.mlp + vision.mlp + w

@@ -1,4 +1,4 @@
-"""One GPU of 80 GB or more: a 1.1 B model with the full ViT-G/14 input geometry, to try real data before a cluster."""
+"""One GPU of 80 GB or more: a 1.2 B model (0.9 B trainable) with ViT-L/14, to try real data before a cluster."""
 
 from xgenvideo.config import (
     DataConfig,

@@ -27,9 +27,17 @@ DEFECTS = (
 )
 MARKS = ("STOCKPIX", "VIDEOBANK", "CLIPSHOP", "PREVIEW", "SAMPLE COPY", "FOOTAGE24", "PIXELMINE.COM")
 SUBTITLES = (
-    "Thank you for watching", "See you next week", "Where did you put it?", "I will be right back", "Do not forget to subscribe",
-    "This is the best part", "He never came home", "Welcome to the show", "What a lovely day", "Let us begin with the news",
-)  # fmt: skip
+    "Thank you for watching",
+    "See you next week",
+    "Where did you put it?",
+    "I will be right back",
+    "Do not forget to subscribe",
+    "This is the best part",
+    "He never came home",
+    "Welcome to the show",
+    "What a lovely day",
+    "Let us begin with the news",
+)
 BREAKS = ("truncated", "empty", "text", "garbage")
 
 Encode = Callable[..., None]
@@ -62,7 +70,7 @@ def is_heldout(scene: int) -> bool:
 def plan(clips: int, seed: int, share: float) -> Plan:
     """Spread defects over `share` of the training clips, every kind about equally often.
 
-    A near duplicate is a further clip, so scenes number (clips - near duplicates) / 2. The clip that is copied is clean.
+    A near duplicate is a further clip, so there are (clips - near duplicates) / 2 scenes. What is copied is clean.
     """
     rng = np.random.default_rng([seed, 0x0DEFEC7])
     planted = round(share * 0.85 * clips)
@@ -125,7 +133,7 @@ def _mark(scene: Scene, frames: Iterator[Picture], rng: np.random.Generator, see
     """A half-transparent logo text in a corner or the centre; one in eight wanders."""
     text, scale = pick(rng, MARKS), float(rng.uniform(0.6, 0.85))
     opacity, wanders = float(rng.uniform(0.55, 0.85)), bool(rng.random() < 0.125)
-    (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_DUPLEX, scale, 2)
+    (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_DUPLEX, scale, 1)
     free = np.array([256 - width - 12, 256 - height - 16])
     corner = np.array(pick(rng, ((0.0, 0.0), (1, 0), (0, 1), (1, 1), (0.5, 0.5)))) * free + (6, height + 6)
     drift = np.array(pick(rng, ((1.0, 1.0), (1, -1), (-1, 1), (-1, -1))))
@@ -144,9 +152,9 @@ def _subtitle(scene: Scene, frames: Iterator[Picture], rng: np.random.Generator,
     each = int(rng.integers(16, 25))
     for number, frame in enumerate(frames):
         text = str(lines[number // each % len(lines)])
-        scale = min(0.62, 0.62 * 240 / cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.62, 1)[0][0])
-        width = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)[0][0]
-        yield write_text(frame, text, ((256 - width) // 2, 242), scale, 1.0, cv2.FONT_HERSHEY_SIMPLEX, 1)
+        scale = min(0.62, 0.62 * 240 / cv2.getTextSize(text, cv2.FONT_HERSHEY_DUPLEX, 0.62, 1)[0][0])
+        width = cv2.getTextSize(text, cv2.FONT_HERSHEY_DUPLEX, scale, 1)[0][0]
+        yield write_text(frame, text, ((256 - width) // 2, 242), scale, 1.0, cv2.FONT_HERSHEY_DUPLEX, 1)
 
 
 def write_text(
@@ -160,7 +168,8 @@ def write_text(
 ) -> Picture:
     """A copy of the frame [H W 3] with light text on a dark edge at `place` (left end of its base line, pixels)."""
     written = frame.copy()
-    cv2.putText(written, text, place, font, scale, (25, 25, 25), weight + 3, cv2.LINE_AA)
+    for x, y in ((-1, -1), (1, -1), (-1, 1), (1, 1)):
+        cv2.putText(written, text, (place[0] + x, place[1] + y), font, scale, (25, 25, 25), weight, cv2.LINE_AA)
     cv2.putText(written, text, place, font, scale, (250, 250, 250), weight, cv2.LINE_AA)
     return np.asarray(cv2.addWeighted(written, opacity, frame, 1 - opacity, 0), dtype=np.uint8)
 
@@ -190,10 +199,10 @@ def _join(scene: Scene, frames: Iterator[Picture], rng: np.random.Generator, see
 def _worsen(frames: Iterator[Picture], rng: np.random.Generator) -> Iterator[Picture]:
     """The same pictures smaller or larger and a little brighter or darker, as after another upload."""
     size = pick(rng, (192, 224, 288))
-    gain, shift = float(rng.uniform(0.94, 1.06)), float(rng.uniform(-8, 8))
+    gain, shift = float(rng.uniform(0.94, 1.06)), float(rng.uniform(0, 8))
     for frame in frames:
         resized = cv2.resize(frame, (size, size), interpolation=cv2.INTER_AREA)
-        yield np.asarray(cv2.convertScaleAbs(resized, alpha=gain, beta=max(0.0, shift)), dtype=np.uint8)
+        yield np.asarray(cv2.convertScaleAbs(resized, alpha=gain, beta=shift), dtype=np.uint8)
 
 
 def _break(path: Path, frames: Iterator[Picture], rng: np.random.Generator, encode: Encode) -> None:

@@ -1,4 +1,4 @@
-"""Captions that are not English, for the planted defect foreign_caption: ordinary sentences about scenes of this kind."""
+"""Captions that are not English, for the planted defect foreign_caption: sentences about scenes of this kind."""
 
 FOREIGN_CAPTIONS = (
     "Ein roter Kreis bewegt sich langsam nach rechts und bleibt dann stehen.",

@@ -1,4 +1,4 @@
-"""Scenes as pictures: `render(scene)` gives every frame at 8 frames a second, `key_frames(scene)` the key states alone."""
+"""Scenes as pictures: `render(scene)` gives all frames, 8 a second, `key_frames(scene)` the key states alone."""
 
 from collections.abc import Iterator
 
@@ -56,7 +56,7 @@ def draw_ground(background: Background, size: int) -> NDArray[np.uint8]:
     texture = cv2.resize(noise, (size, size), interpolation=cv2.INTER_CUBIC)
     light, dark = np.array(background.light, np.float32), np.array(background.dark, np.float32)
     blended = dark + (slope[..., None] / np.sqrt(2) + 0.5) * (light - dark) + texture[..., None]
-    return np.clip(np.rint(blended), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(blended), 0, 255), dtype=np.uint8)
 
 
 def draw_state(ground: NDArray[np.uint8], state: State) -> NDArray[np.uint8]:

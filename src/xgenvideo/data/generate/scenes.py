@@ -47,10 +47,10 @@ ALONE = (
     Family(acts.collision, 2, 0.6),
     Family(acts.before_after, 3, 1.2),
     Family(acts.exchange, 3, 0.8),
-    Family(timing.count, 1, 0.9),
-    Family(timing.turns, 1, 0.7),
-    Family(timing.faster, 2, 1.5),
-    Family(timing.gap, 2, 1.0),
+    Family(timing.count, 1, 0.7),
+    Family(timing.turns, 1, 0.5),
+    Family(timing.faster, 2, 2.6),
+    Family(timing.gap, 2, 1.3),
     Family(timing.stay, 1, 0.8),
 )
 PAIRED = (
@@ -167,7 +167,8 @@ def _pad(rng: np.random.Generator, act: Act, most: int) -> Act | None:
             fits.append((lead, tail))
     if not fits:
         return None
-    lead, tail = pick(rng, fits)
+    shortest = min(sum(fit) for fit in fits)
+    lead, tail = pick(rng, [fit for fit in fits if sum(fit) <= shortest + 3])
     spare = (most - length - lead - tail) // 2
     least = max(0, -(-(MIN_STATES - length - lead - tail) // 2))
     more = min(spare, least + between(rng, 0, 2))

@@ -109,11 +109,13 @@ def gap(rng: np.random.Generator, things: tuple[Thing, ...], room: Room) -> Act:
     names = {"x": first.a_name, "y": second.a_name}
     clauses = (patterns[0].format(**names) + end, patterns[1].format(**names) + end)
     lengths = ("about 1 second", f"about {seconds} seconds")
+    text = pick(
+        rng, (f"How long is the gap before {second.name}?", f"How long after {first.name} is {second.name} seen?")
+    )
     asks = (
-        Ask(pick(rng, (f"How long is the gap before {second.name}?", f"How long until {second.name} appears after {first.name}?")),
-            *lengths, "how_long"),
+        Ask(text, *lengths, "how_long"),
         Ask(f"Is the gap before {second.name} short or long?", "short", "long", "how_long"),
-    )  # fmt: skip
+    )
     act = Act(one + short + two + long + last, one + long + two + short + last, clauses, asks)
     return act if rng.random() < 0.5 else act.swapped()
 

@@ -70,8 +70,8 @@ def generate(
     if not _complete(folder, request):
         _draw(jobs, processes)
         truth = [{"key": plant.key, "defects": [plant.defect]} for plant in plan.plants]
-        _publish(folder / "defects.jsonl", truth)
-        _publish(folder / "pairs.jsonl", [pair_line(pair) for pair in pairs])
+        publish_lines(folder / "defects.jsonl", truth)
+        publish_lines(folder / "pairs.jsonl", [pair_line(pair) for pair in pairs])
     return GeneratedSummary(
         folder=folder,
         clips=len(pairs),
@@ -110,7 +110,8 @@ def _complete(folder: Path, request: dict[str, Any]) -> bool:
 
 def _draw(jobs: list[Job], processes: int) -> None:
     """Draw all scenes, in this process or in several."""
-    count = min(processes or len(os.sched_getaffinity(0)), len(jobs))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = min(processes or cores, len(jobs))
     if count == 1:
         for job in jobs:
             draw_job(job)
@@ -159,7 +160,7 @@ def draw_job(job: Job) -> None:
 def encode_video(
     path: Path, frames: Iterable[NDArray[np.uint8]], fps: int = FPS, quality: int = QUALITY, group: int = STATE_FRAMES
 ) -> None:
-    """Write frames [F H W 3] uint8 RGB as H.264 in MP4. Even height and width; `group` frames from key frame to key frame.
+    """Write frames [F H W 3] uint8 RGB as H.264 in MP4. Height and width are even; a key frame each `group` frames.
 
     Every key state is a key frame coded at a fixed quantiser, so the same state decodes to the same pixels in both
     twins: the codec gives no hint of the order.
@@ -171,8 +172,9 @@ def encode_video(
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps, options=options)
         stream.pix_fmt = "yuv420p"
-        for picture in frames:
-            stream.height, stream.width = picture.shape[:2]
+        for number, picture in enumerate(frames):
+            if number == 0:
+                stream.height, stream.width = picture.shape[:2]
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
 
@@ -182,7 +184,8 @@ def pair_line(pair: Pair) -> dict[str, Any]:
     return dataclasses.asdict(pair) | {"questions": [question.to_dict() for question in pair.questions]}
 
 
-def _publish(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+def publish_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """Write a JSON object a line, whole or not at all."""
     _write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
 
 

@@ -1,0 +1,83 @@
+"""`xgv audit`: proves the accounting of a dataset or a run, and says what it checked. Every failure raises."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from xgenvideo.errors import CheckpointError, DataError
+
+
+def audit(folder: Path) -> Iterator[str]:
+    """A line for everything that was checked and holds. Raises DataError or CheckpointError at what does not."""
+    if (folder / "dataset.json").is_file():
+        return audit_dataset(folder)
+    if (folder / "config.json").is_file() and (folder / "checkpoints").is_dir():
+        return audit_run(folder)
+    raise DataError(f"{folder}: is neither a dataset (no dataset.json) nor a run (no config.json and checkpoints)")
+
+
+def audit_dataset(folder: Path) -> Iterator[str]:
+    """Hashes of all files, the manifest against the shards, and every pair that came in against what became of it."""
+    from xgenvideo.data.dataset import open_dataset
+
+    dataset = open_dataset(folder)
+    yield f"manifest: SHA-256 as recorded, fingerprint {dataset.fingerprint}"
+    dataset.verify()
+    yield "shards: every SHA-256 as recorded"
+    seen = Counter(split for split in dataset.counts for _ in dataset.rows(split))
+    _same(folder, "samples by split in the manifest", dict(seen), "in dataset.json", _nonzero(dataset.counts))
+    frames = 0
+    for split in dataset.counts:
+        for row in dataset.rows(split):
+            sample = dataset.read_row(row)
+            _same(folder, f"frames of {row.key} in its shard", len(sample.jpegs), "in the manifest", row.frames)
+            _same(folder, f"caption of {row.key} in its shard", sample.caption, "in the manifest", row.caption)
+            frames += row.frames
+    yield f"samples: {len(dataset)} read back, {frames} frames, as the manifest says"
+    yield from _audit_decisions(folder, {key for split in dataset.counts for key in dataset.keys(split)})
+
+
+def _audit_decisions(folder: Path, kept: set[str]) -> Iterator[str]:
+    """Sums of audit.jsonl: in = kept + dropped, nothing twice, and what was kept is what is there."""
+    from xgenvideo.demo.score import read_lines
+
+    path = folder / "audit.jsonl"
+    if not path.is_file():
+        raise DataError(f"{path}: is missing, so what became of each input cannot be shown; curate again")
+    lines = read_lines(path)
+    reasons = Counter(line["reason"] for line in lines if line["reason"] is not None)
+    said = [line["key"] for line in lines if line["reason"] is None]
+    _same(folder, "keys that audit.jsonl keeps", sorted(said), "in the dataset", sorted(kept))
+    _same(folder, "lines of audit.jsonl", len(lines), "kept and dropped", len(said) + sum(reasons.values()))
+    dropped = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common()) or "none"
+    yield f"decisions: {len(lines)} in = {len(said)} kept + {sum(reasons.values())} dropped ({dropped})"
+
+
+def audit_run(folder: Path) -> Iterator[str]:
+    """The config, every checkpoint's bytes, and the steps of metrics.jsonl."""
+    from xgenvideo.checkpoint.store import checkpoints, load_checkpoint
+    from xgenvideo.config import load
+    from xgenvideo.demo.score import read_lines
+
+    config = load(folder / "config.json")
+    yield f"config: {config.name}, valid, {config.train.steps} steps"
+    found = checkpoints(folder / "checkpoints")
+    if not found:
+        raise CheckpointError(f"{folder / 'checkpoints'}: holds no checkpoint yet")
+    for path in found:
+        checkpoint = load_checkpoint(path)
+        yield f"checkpoint {path.name}: every byte as committed, {checkpoint!r}"
+    steps = [line["step"] for line in read_lines(folder / "metrics.jsonl") if "step" in line]
+    if any(later <= earlier for earlier, later in zip(steps, steps[1:], strict=False)):
+        raise DataError(f"{folder / 'metrics.jsonl'}: steps do not ascend")
+    yield f"metrics: {len(steps)} lines, steps ascend to {steps[-1] if steps else 0}"
+
+
+def _same(folder: Path, what: str, found: Any, where: str, expected: Any) -> None:
+    if found != expected:
+        raise DataError(f"{folder}: {what}: {found!r}; {where}: {expected!r}")
+
+
+def _nonzero(counts: dict[str, int]) -> dict[str, int]:
+    return {name: count for name, count in counts.items() if count}

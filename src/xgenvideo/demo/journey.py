@@ -1,0 +1,140 @@
+"""The journey of `xgv demo`: clips, curation, training, evaluation, release, answers; every stage resumable.
+
+Run: xgv demo [--quick] [--out runs/demo]. The stages call the rooms' public functions; nothing here is measured twice.
+"""
+
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from xgenvideo import __version__
+from xgenvideo.config import RunConfig, override
+from xgenvideo.demo import steps
+from xgenvideo.demo.report import Answered, ReportData, write_report
+from xgenvideo.demo.score import Target, judge, read_lines
+from xgenvideo.demo.stages import Stage, StageRecord, run_stages, write_json
+from xgenvideo.recipes import find
+
+
+@dataclass(frozen=True)
+class DemoSize:
+    """How much the demonstration does. `clips` counts those for training and those held out; `steps` of training."""
+
+    name: str
+    clips: int
+    steps: int
+    answered_clips: int = 3
+    seed: int = 0
+
+
+FULL = DemoSize("full", clips=640, steps=600)
+QUICK = DemoSize("quick", clips=48, steps=30)
+
+
+def run_demo(out: Path, size: DemoSize, say: Callable[[str], None]) -> dict[str, Any]:
+    """Run or resume the journey in `out`; returns the summary, which is also in out/summary.json beside report.html."""
+    config = override(find("tiny"), [f"data.shards={out / 'dataset'}", f"train.steps={size.steps}"])
+    records = run_stages(out, plan_stages(out, size, config), say)
+    summary = summarise(size, records)
+    targets = judge(summary, quick=size.name == "quick")
+    summary["targets"] = [target.to_dict() for target in targets]
+    write_json(out / "summary.json", summary)
+    _report(out, size, summary, targets, records)
+    return summary
+
+
+def plan_stages(out: Path, size: DemoSize, config: RunConfig) -> list[Stage]:
+    """The stages in order. The rooms named are those whose code decides the result of the stage."""
+    raw, dataset, run, release = out / "raw", out / "dataset", out / "run", out / "release"
+    evaluation = out / "evaluation.json"
+    return [
+        Stage(
+            "generate",
+            lambda: steps.make_clips(raw, size.clips, size.seed),
+            "raw",
+            ("data/generate",),
+            {"clips": size.clips, "seed": size.seed},
+            resumes=True,
+        ),
+        Stage(
+            "curate",
+            lambda: steps.curate_clips(raw, dataset, config),
+            "dataset",
+            ("curate", "data", "demo/steps.py", "demo/score.py"),
+            {"vocab": config.model.decoder.vocab},
+        ),
+        Stage(
+            "train",
+            lambda: steps.train_model(config, run),
+            "run",
+            ("train", "models", "objectives.py", "checkpoint", "parallel"),
+            {"config": asdict(config)},
+            resumes=True,
+        ),
+        Stage(
+            "evaluate",
+            lambda: steps.evaluate_run(run, dataset, evaluation),
+            "evaluation.json",
+            ("evaluate", "infer"),
+        ),
+        Stage("export", lambda: steps.export_run(run, release, evaluation), "release", ("release",)),
+        Stage(
+            "answer",
+            lambda: steps.answer_clips(release, raw, dataset, out / "answers.json", size.answered_clips),
+            "answers.json",
+            ("demo/steps.py", "demo/report.py"),
+            {"answered_clips": size.answered_clips},
+        ),
+        Stage(
+            "real",
+            lambda: steps.curate_real(out / "real", config),
+            "real",
+            ("curate", "data"),
+            {"installed": steps.real_clips_installed()},
+        ),
+    ]
+
+
+def summarise(size: DemoSize, records: dict[str, StageRecord]) -> dict[str, Any]:
+    """All figures of the journey under the names that its users rely on."""
+    curated, trained = records["curate"].result, records["train"].result
+    return {
+        "version": __version__,
+        "size": asdict(size),
+        **curated,
+        **trained,
+        **records["evaluate"].result,
+        "real": records["real"].result,
+        "seconds_by_stage": {name: record.seconds for name, record in records.items()},
+        "peak_rss_mb_by_stage": {name: record.peak_rss_mb for name, record in records.items()},
+        "peak_rss_mb": max(record.peak_rss_mb for record in records.values()),
+    }
+
+
+def _report(
+    out: Path, size: DemoSize, summary: dict[str, Any], targets: list[Target], records: dict[str, StageRecord]
+) -> None:
+    answered = [Answered(**values) for values in records["answer"].result["clips"]]
+    title = "X-Gen-Video: from raw video to a released model" + (" (quick)" if size.name == "quick" else "")
+    metrics = read_lines(out / "run" / "metrics.jsonl")
+    data = ReportData(title, summary, targets, metrics, answered, summary["real"], facts(size))
+    write_report(out / "report.html", data)
+
+
+def facts(size: DemoSize) -> dict[str, str]:
+    """What the figures were measured with, for the foot of the page."""
+    import torch
+
+    return {
+        "xgenvideo": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "clips": str(size.clips),
+        "steps": str(size.steps),
+        "seed": str(size.seed),
+    }

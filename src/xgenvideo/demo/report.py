@@ -1,0 +1,175 @@
+"""The report page of the demonstration: one HTML file that needs nothing else, drawn from what was measured."""
+
+import base64
+import io
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from xgenvideo.demo.charts import Line, line_chart
+from xgenvideo.demo.score import REASONS, Target
+from xgenvideo.records import Sample
+
+STRIP_FRAMES = 8
+STRIP_PIXELS = 132
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One held-out clip with what the released model wrote about it, beside what is true."""
+
+    key: str
+    seconds: float
+    pictures: tuple[str, ...]
+    times: tuple[float, ...]
+    caption_true: str
+    caption_given: str
+    question: str
+    options: tuple[str, ...]
+    answer_true: str
+    answer_given: str
+
+    @property
+    def right(self) -> bool:
+        """Whether the question was answered rightly."""
+        return self.answer_true == self.answer_given
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """All that the page shows."""
+
+    title: str
+    summary: dict[str, Any]
+    targets: list[Target]
+    metrics: list[dict[str, Any]]
+    answered: list[Answered]
+    real: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
+
+
+def write_report(path: Path, data: ReportData) -> None:
+    """Write the page; replaces an older one at once."""
+    pages = Environment(loader=PackageLoader("xgenvideo.demo"), autoescape=True, undefined=StrictUndefined)
+    pages.filters["figure"] = figure
+    text = pages.get_template("report.html").render(
+        data=data,
+        summary=data.summary,
+        reached=sum(target.reached for target in data.targets),
+        charts=charts(data.metrics),
+        controls=controls(data.summary),
+        filters=filters(data.summary),
+        confusion=confusion_table(data.summary["filter_confusion"]),
+        stages=shares(data.summary["seconds_by_stage"]),
+    )
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def charts(metrics: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Title and SVG of every curve that the metrics have points for."""
+    wanted = {
+        "Loss": [("next token", "loss_next_token"), ("contrastive", "loss_contrastive")],
+        "Learning rate": [("lr", "lr")],
+        "Gradient norm": [("norm", "grad_norm")],
+    }
+    drawn = [(title, line_chart([_line(metrics, *line) for line in lines])) for title, lines in wanted.items()]
+    gates = sorted({name for row in metrics for name in row.get("gates", {})})
+    lines = [
+        Line(_gate_name(gate), [(row["step"], row["gates"][gate]) for row in metrics if gate in row.get("gates", {})])
+        for gate in gates
+    ]
+    drawn.append(("Gates: tanh, 0 is closed", line_chart(lines)))
+    return [(title, svg) for title, svg in drawn if svg]
+
+
+def _line(metrics: list[dict[str, Any]], name: str, key: str) -> Line:
+    return Line(name, [(row["step"], row[key]) for row in metrics if row.get(key) is not None and "step" in row])
+
+
+def _gate_name(gate: str) -> str:
+    return gate.replace("_gate", "").replace(".", " ")
+
+
+def controls(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """Accuracy of temporal questions with the video, and with each control that takes time away."""
+    rows = [
+        ("the video", "temporal_qa", "frames in order, at their times"),
+        ("no video", "temporal_qa_no_video", "the text alone"),
+        ("one frame", "temporal_qa_one_frame", "the middle frame"),
+        ("shuffled", "temporal_qa_shuffled", "all frames, in no order"),
+        ("reversed", "temporal_qa_reversed", "all frames, last to first"),
+    ]
+    return [
+        {"name": name, "value": summary[key], "note": note, "main": key == "temporal_qa"} for name, key, note in rows
+    ]
+
+
+def filters(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row a planted defect: counts, precision, recall."""
+    return [
+        {
+            "name": defect.replace("_", " "),
+            **counts,
+            "precision": summary["filter_precision"][defect],
+            "recall": summary["filter_recall"][defect],
+        }
+        for defect, counts in summary["filter_counts"].items()
+    ]
+
+
+def confusion_table(counts: dict[str, dict[str, int]]) -> dict[str, Any]:
+    """Outcomes as columns ("kept" first), planted defects as rows; a cell has its count and whether it is right."""
+    outcomes = {outcome for row in counts.values() for outcome in row} - {"kept"}
+    columns = ["kept", *sorted(outcomes, key=lambda name: (_column(name), name))]
+    rows = []
+    for defect, row in counts.items():
+        right = REASONS.get(defect, frozenset({"kept"}))
+        cells = [{"count": row.get(column, 0), "right": column in right} for column in columns]
+        rows.append({"name": defect.replace("_", " "), "cells": cells})
+    return {"columns": [column.replace("_", " ") for column in columns], "rows": rows}
+
+
+def _column(outcome: str) -> int:
+    """Reasons stand in the order of the defects that they are right for, so that the right cells lie on a diagonal."""
+    order = [number for number, reasons in enumerate(REASONS.values()) if outcome in reasons]
+    return order[0] if order else len(REASONS)
+
+
+def shares(seconds: dict[str, float]) -> list[dict[str, Any]]:
+    """Seconds of each stage and its share of the whole, in percent."""
+    whole = sum(seconds.values()) or 1.0
+    return [{"name": name, "seconds": value, "share": 100 * value / whole} for name, value in seconds.items()]
+
+
+def strip(sample: Sample, count: int = STRIP_FRAMES) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """At most `count` evenly spaced frames of a sample as data URIs, and their times in seconds."""
+    frames = len(sample.jpegs)
+    chosen = sorted({round(i * (frames - 1) / max(count - 1, 1)) for i in range(min(count, frames))})
+    return tuple(picture(sample.jpegs[i]) for i in chosen), tuple(sample.pts[i] for i in chosen)
+
+
+def picture(jpeg: bytes, pixels: int = STRIP_PIXELS) -> str:
+    """A JPEG as a small data URI."""
+    image = Image.open(io.BytesIO(jpeg)).convert("RGB")
+    image.thumbnail((2 * pixels, pixels))
+    stream = io.BytesIO()
+    image.save(stream, format="JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+def figure(value: Any) -> str:
+    """A number for people: whole numbers with commas, others with three digits that matter."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if float(value).is_integer() and abs(value) >= 1:
+        return f"{int(value):,}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -1,0 +1,204 @@
+"""A PlanReport as text for a terminal: counts first, then what rests on an assumption, then the stated facts."""
+
+from collections.abc import Sequence
+
+from xgenvideo.plan.memory import FRAGMENTATION, GIBIBYTE, RUNTIME_BYTES, RankMemory
+from xgenvideo.plan.report import Estimate, PlanReport
+from xgenvideo.plan.seed import Implied, Reading
+
+PREFIXES = (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6))
+
+
+def render(report: PlanReport) -> str:
+    """The report as lines of plain text, at most 120 wide."""
+    layout, peak = report.layout, flop(report.gpu.bf16_flops_per_second)
+    head = [
+        f"{report.recipe} on {report.gpus} x {report.gpu.title} ({peak}/s dense bf16)",
+        f"tensor {layout.tensor} x pipeline {layout.pipeline} x data {layout.data}, {layout.schedule}, "
+        f"{layout.virtual_stages} virtual stage{'s' * (layout.virtual_stages > 1)}, "
+        f"microbatch {layout.microbatch_pairs}",
+        f"global batch {report.global_batch_pairs:,} pairs of "
+        f"{report.text_tokens:,} text tokens and {report.frames} frames",
+    ]
+    parts = [head, _parameters(report), _flops(report), _cut(report), _memory(report), _estimates(report)]
+    if report.seed is not None:
+        parts.append(_seed(report.seed))
+    parts.append(["Notes", *(f"  {note}" for note in report.notes)])
+    return "\n\n".join("\n".join(lines) for lines in parts)
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as aligned lines: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  "
+        + "  ".join(
+            cell.rjust(width) if place else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _parameters(report: PlanReport) -> list[str]:
+    counted = report.parameters
+    parts = (
+        ("frozen encoder", counted.encoder),
+        ("resampler", counted.resampler),
+        ("embedding and head", counted.embedding_and_head),
+        ("self-attention blocks", counted.self_blocks),
+        ("cross-attention blocks", counted.cross_blocks),
+        ("norms and projections", counted.norms_and_projections),
+        ("total", counted.total),
+        ("trainable", counted.trainable),
+    )
+    return ["Parameters (exact)", *table([(name, f"{count:,}") for name, count in parts])]
+
+
+def _flops(report: PlanReport) -> list[str]:
+    pair, step = report.pair_flops, report.step_flops
+    rows = [
+        ("", "a pair", "a step"),
+        ("encoder, forward" + (" (cached)" * report.encoder_cached), flop(pair.encoder), flop(step.encoder)),
+        ("trained parts, forward", flop(pair.trainable_forward), flop(step.trainable_forward)),
+        ("training, causal attention halved", flop(pair.total), flop(step.total)),
+        ("training, attention as full square", flop(pair.total_quadratic), flop(step.total_quadratic)),
+    ]
+    if report.text_pass_flops:
+        each = report.text_pass_flops / report.global_batch_pairs
+        rows.append(("text pass (extra, in no MFU)", flop(each), flop(report.text_pass_flops)))
+    title = "FLOPs (2mnk a matrix product; encoder once, trained parts three times; no recomputation)"
+    return [title, *table(rows)]
+
+
+def flop(count: float) -> str:
+    """A FLOP count with the prefix that leaves one to three digits before the point."""
+    prefix, size = next(((prefix, size) for prefix, size in PREFIXES if count >= size), ("", 1.0))
+    return f"{count / size:.2f} {prefix}FLOP"
+
+
+def _cut(report: PlanReport) -> list[str]:
+    found = report.cut
+    labels = "  ".join(" | ".join(stage.label for stage in chunks) for chunks in found.ranks)
+    return [
+        "Pipeline (self/cross blocks by rank)",
+        f"  {labels}",
+        f"  slowest rank over the mean: {found.slowest_over_mean:.3f}; "
+        f"{found.slowest_over_mean_without_head:.3f} if the head were spread over all stages",
+        f"  bubble: {found.bubble:.1%} of the decoder's time, microbatches a step: {found.microbatches}",
+    ]
+
+
+def _memory(report: PlanReport) -> list[str]:
+    limit = report.gpu.memory_bytes
+    header = (
+        "rank",
+        "weights",
+        "gradients",
+        "optimizer",
+        "encoder",
+        "visual act.",
+        "decoder act.",
+        "buffers",
+        "total",
+        "",
+    )
+    rows = [header, *(_memory_row(rank, limit) for rank in report.memory)]
+    first = report.memory_stage_0_encoder[0]
+    margins = f"{RUNTIME_BYTES / GIBIBYTE:.0f} GiB runtime and {FRAGMENTATION:.0%} fragmentation (assumed)"
+    lines = [f"Memory by pipeline rank, GiB of {limit / GIBIBYTE:.1f}; total includes {margins}", *table(rows)]
+    if report.layout.pipeline > 1 and not report.encoder_cached:
+        lines.append(f"  with the encoder in stage 0, rank 0 would hold {first.total / GIBIBYTE:.1f} GiB")
+    return lines
+
+
+def _memory_row(rank: RankMemory, limit: float) -> tuple[str, ...]:
+    kinds = (
+        rank.weights,
+        rank.gradients,
+        rank.optimizer,
+        rank.encoder,
+        rank.visual_activations,
+        rank.decoder_activations,
+        rank.buffers,
+        rank.total,
+    )
+    verdict = "fits" if rank.total <= limit else "DOES NOT FIT"
+    return (str(rank.rank), *(f"{kind / GIBIBYTE:.2f}" for kind in kinds), verdict)
+
+
+def _estimates(report: PlanReport) -> list[str]:
+    everywhere, first = report.estimates
+    spread = report.layout.pipeline > 1
+    shown = (everywhere, first) if spread else (everywhere,)
+    names = ("over all ranks", "in stage 0") if spread else ("on its GPU",)
+    rows: list[tuple[str, ...]] = [
+        ("visual part", "visual s", "text pass s", "decoder s", "step s", "MFU causal", "MFU full", "days")
+    ]
+    rows += [_estimate_row(name, estimate) for name, estimate in zip(names, shown, strict=True)]
+    lines = [
+        f"Time, ASSUMING that a busy GPU runs at {report.assumed_busy_share:.0%} of its peak; not a result",
+        *table(rows),
+    ]
+    if spread:
+        lines.append(
+            f"  in stage 0 a step takes {first.step.total / everywhere.step.total:.1f} times as long; "
+            f"the steady state of an even pipeline {report.encoder_slow_down_even:.1f} times (at any rate)"
+        )
+    lines.append(
+        f"  {report.steps:,} iterations: {everywhere.gpu_hours:,.1f} GPU-hours, at most "
+        f"{everywhere.kilowatt_hours:,.1f} kWh in the GPUs at their power limit"
+    )
+    if report.pairs_expected:
+        lines.append(f"  {report.pairs_expected:,} pairs seen once are {report.iterations_per_epoch:,} iterations")
+    return lines
+
+
+def _estimate_row(name: str, estimate: Estimate) -> tuple[str, ...]:
+    step = estimate.step
+    seconds = (f"{part:.3g}" for part in (step.visual, step.text_pass, step.decoder, step.total))
+    return (name, *seconds, f"{estimate.mfu:.1%}", f"{estimate.mfu_quadratic:.1%}", f"{estimate.days:.3g}")
+
+
+def _seed(seed: Implied) -> list[str]:
+    stated = seed.stated
+    causal, full = seed.flops_per_pair
+    return [
+        f"The stated run ({stated.days:.0f} days, {stated.gpus} x {stated.gpu.name.upper()}, "
+        f"stated target {stated.mfu:.1%} MFU, {stated.pairs:,} pairs): what it implies",
+        f"  compute of the stated run: {seed.flops:.3g} FLOP; short captions seen once cannot use it up:",
+        f"  every pair seen once: {seed.iterations_per_epoch:,} iterations of {seed.seconds_per_iteration_once:.1f} s, "
+        f"{flop(seed.flops_per_pair_once)} a pair",
+        f"  this model at {seed.text_tokens:,} text tokens: {flop(causal)} a pair (causal), {flop(full)} (full square)",
+        "  Consistent readings (causal / full square):",
+        *table(
+            [
+                (
+                    "",
+                    "tokens a pair",
+                    "epochs",
+                    "iterations",
+                    "s an iteration",
+                    f"{stated.checkpoint_iterations:,} iterations",
+                ),
+                _reading_row("many epochs of short text", seed.many_epochs),
+                _reading_row("one epoch of long text", seed.one_epoch),
+            ]
+        ),
+    ]
+
+
+def _reading_row(name: str, reading: Reading) -> tuple[str, ...]:
+    return (
+        name,
+        _both(reading.text_tokens, ",.0f"),
+        _both(reading.epochs, ".1f"),
+        _both(reading.iterations, ",.0f"),
+        _both(reading.seconds_per_iteration, ".2f"),
+        _both(reading.checkpoint_hours, ".1f") + " h",
+    )
+
+
+def _both(values: tuple[float, float], form: str) -> str:
+    causal, full = (format(value, form) for value in values)
+    return causal if causal == full else f"{causal} / {full}"

@@ -1,0 +1,120 @@
+"""What a run's own records say of it, as JSON values: the only source of the figures in a model card."""
+
+import json
+import os
+import platform
+import statistics
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xgenvideo import __version__
+from xgenvideo.config import RunConfig
+from xgenvideo.data.dataset import Dataset
+from xgenvideo.models.video_lm import VideoLM
+
+METRICS = "metrics.jsonl"
+Figures = dict[str, Any]
+
+
+def run_figures(
+    run: Path, step: int, config: RunConfig, model: VideoLM, dataset: Dataset | None, evaluation: Figures | None
+) -> Figures:
+    """Everything a model card states, from the run folder, the dataset and the evaluation."""
+    return {
+        "name": config.name,
+        "step": step,
+        "steps_planned": config.train.steps,
+        "pairs_seen": step * config.train.global_batch_pairs,
+        "parameters": count_parameters(model),
+        "training": training_figures(run / METRICS, step),
+        "data": data_figures(dataset) if dataset is not None else None,
+        "evaluation": evaluation,
+        "hardware": hardware(),
+        "versions": {"xgenvideo": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+
+
+def count_parameters(model: VideoLM) -> dict[str, int]:
+    """Counted, not computed: parameters by part, then `total` and `trainable`."""
+    parts: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        parts[_part(name)] += parameter.numel()
+    total = sum(parts.values())
+    return dict(parts) | {"total": total, "trainable": total - parts["vision encoder (frozen)"]}
+
+
+def _part(name: str) -> str:
+    first, *rest = name.split(".")
+    if first == "vision":
+        return "vision encoder (frozen)"
+    if first == "resampler":
+        return "resampler"
+    if first == "decoder" and rest[0] in ("embedding", "head"):
+        return "token embedding and head"
+    if first == "decoder" and rest[0] == "cross":
+        return "decoder cross-attention blocks"
+    return "decoder self-attention blocks" if first == "decoder" and rest[0] == "layers" else "norms and projections"
+
+
+def training_figures(path: Path, step: int) -> Figures | None:
+    """First and last row of the log up to `step`, and the median of every rate in it; None without a log."""
+    rows = [row for row in _rows(path) if row.get("step", 0) <= step and "loss_next_token" in row]
+    if not rows:
+        return None
+    rates = {}
+    for name in rows[-1]:
+        found = [row[name] for row in rows[1:] or rows if isinstance(row.get(name), int | float)]
+        if "mfu" in name and found:
+            rates[name] = statistics.median(found)
+    return {"rows": len(rows), "first": rows[0], "last": rows[-1], "median": rates}
+
+
+def _rows(path: Path) -> list[Figures]:
+    """The rows of a JSONL file; a line that a crash cut short is left out."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def data_figures(dataset: Dataset) -> Figures:
+    """Counts, hours, sources and licences out of the manifest, and the card that curation wrote."""
+    splits: Figures = {}
+    licences: Counter[str] = Counter()
+    for split in sorted(dataset.counts):
+        rows = list(dataset.rows(split))
+        splits[split] = {"clips": len(rows), "hours": sum(row.seconds for row in rows) / 3600}
+        licences.update(row.licence for row in rows)
+    return {
+        "fingerprint": dataset.fingerprint,
+        "splits": splits,
+        "licences": dict(licences.most_common()),
+        "card": dataset.card,
+    }
+
+
+def hardware() -> Figures:
+    """The machine this runs on, as it says of itself."""
+    found: Figures = {"machine": platform.machine(), "cpu": _cpu_name(), "cores": os.cpu_count()}
+    if torch.cuda.is_available():
+        found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return found
+
+
+def _cpu_name() -> str:
+    path = Path("/proc/cpuinfo")
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
