@@ -1,5 +1,8 @@
 """Small real things that several rooms' tests share: generated twins as a dataset, and a model with open gates."""
 
+import dataclasses
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from xgenvideo.data.shards import write_dataset
 from xgenvideo.data.text import texts
 from xgenvideo.data.tokenizer import Tokenizer, train_tokenizer
 from xgenvideo.models.video_lm import VideoLM, build_model
-from xgenvideo.records import Sample
+from xgenvideo.records import Question, Sample
 
 
 def twin_samples(pairs: int, seed: int, split: str) -> list[Sample]:
@@ -31,6 +34,43 @@ def twin_samples(pairs: int, seed: int, split: str) -> list[Sample]:
                 Sample(key, jpegs, pts, scene.caption, f"scene-{index}", scene.questions, twin, split, "CC0-1.0")
             )
     return samples
+
+
+def square_sample(key: str, frames: int = 6, reverse: bool = False, split: str = "train") -> Sample:
+    """A red square that moves right (left if `reverse`) over a grey ground, 96 x 64, at 2 frames a second."""
+    pictures = []
+    for step in range(frames):
+        picture = np.full((64, 96, 3), 60, dtype=np.uint8)
+        left = 4 + step * 80 // frames
+        cv2.rectangle(picture, (left, 24), (left + 12, 36), (0, 0, 255), -1)
+        pictures.append(cv2.imencode(".jpg", picture)[1].tobytes())
+    jpegs = tuple(reversed(pictures)) if reverse else tuple(pictures)
+    direction = ("right", "left")[reverse]
+    question = Question("Which way does the square move?", ("right", "left"), int(reverse), "direction")
+    pts = tuple(step / 2 for step in range(frames))
+    caption = f"A red square moves {direction}, seen in {frames} frames."
+    return Sample(key, jpegs, pts, caption, "drawn", (question,), None, split, "CC0-1.0", {"score": 0.5})
+
+
+@pytest.fixture(scope="session")
+def tiny_samples() -> list[Sample]:
+    """Ten moving squares in memory: four clips and their reversed twins for training, one such pair held out."""
+    samples = []
+    for number, frames in enumerate((6, 9, 12, 20, 6)):
+        split = "heldout" if number == 4 else "train"
+        keys = (f"clip{number}-a", f"clip{number}-b")
+        for reverse in (False, True):
+            sample = square_sample(keys[reverse], frames, reverse, split)
+            samples.append(dataclasses.replace(sample, twin=keys[not reverse], source=f"scene-{number}"))
+    return samples
+
+
+@pytest.fixture
+def tiny_dataset(tmp_path: Path, tiny_samples: list[Sample]) -> Dataset:
+    """`tiny_samples` in several shards with a tokenizer beside them, in a folder that the test may damage."""
+    dataset = write_dataset(tmp_path / "tiny", tiny_samples, {"title": "Moving squares"}, shard_bytes=40_000)
+    train_tokenizer(texts(dataset.rows("train")), 320).save(dataset.folder / "tokenizer.json")
+    return dataset
 
 
 @pytest.fixture(scope="session")

@@ -90,7 +90,9 @@ def test_overrides_may_stand_after_options(capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize("verb", ["plan", "recipes", "train"])
-def test_a_wrong_setting_is_one_line_with_the_cure(verb: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_wrong_setting_is_one_line_with_the_cure(
+    verb: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     out = ["--out", str(tmp_path / "run")] if verb == "train" else []
     code, line = fails(capsys, verb, "huge", *out)
     assert (code, line) == (2, f"xgv {verb}: recipe = 'huge': no such recipe. Valid: tiny, one_gpu, video_30b.")

@@ -43,8 +43,7 @@ def test_records() -> None:
 
 
 def test_config() -> None:
-    sections = {name for name in public(config) if name.endswith("Config")}
-    assert sections == {
+    assert set(config.__all__) == {
         "DataConfig",
         "DecoderConfig",
         "LayoutConfig",
@@ -55,8 +54,12 @@ def test_config() -> None:
         "RunConfig",
         "TrainConfig",
         "VisionConfig",
+        "check",
+        "from_dict",
+        "load",
+        "override",
     }
-    assert {"check", "from_dict", "load", "override"} <= public(config)
+    assert all(hasattr(config, name) for name in config.__all__)
 
 
 def test_verbs() -> None:

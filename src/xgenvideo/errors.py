@@ -1,4 +1,4 @@
-"""Every exception a user can meet, as one tree. Each message names the setting or file, its value, the rule and the cure.
+"""Every exception a user can meet, as one tree. A message names the setting or file, its value, the rule, the cure.
 
 XGenVideoError
 ├── ConfigError        a recipe, an override or a flag is wrong

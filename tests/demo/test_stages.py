@@ -89,6 +89,17 @@ def test_an_interrupted_stage_starts_afresh_unless_it_resumes(journal: Journal) 
         assert (journal.out / stage.name / "half").exists() is kept
 
 
+def test_a_killed_stage_resumes_too(journal: Journal) -> None:
+    stage = dataclasses.replace(journal.stage("one"), resumes=True)
+    journal.run(stage)
+    path = journal.out / "stages.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({"one": {"fingerprint": values["one"]["fingerprint"]}}), encoding="utf-8")
+    (journal.out / "one" / "half").touch()
+    assert journal.run(stage) == ["one"]
+    assert (journal.out / "one" / "half").exists()
+
+
 def test_time_of_interrupted_tries_is_counted(journal: Journal) -> None:
     stage = dataclasses.replace(journal.stage("one"), resumes=True)
     journal.fail = True

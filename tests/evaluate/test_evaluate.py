@@ -11,7 +11,7 @@ from torch import Tensor
 from xgenvideo.config import RunConfig
 from xgenvideo.data.dataset import Dataset
 from xgenvideo.data.loader import read_once
-from xgenvideo.data.text import pack_question
+from xgenvideo.data.text import caption_document, pack_question, question_document
 from xgenvideo.data.tokenizer import Tokenizer
 from xgenvideo.errors import ConfigError, DataError
 from xgenvideo.evaluate.controls import Clip, changed, padded
@@ -22,10 +22,10 @@ from xgenvideo.models.video_lm import VideoLM
 
 KEYS = {
     "heldout_loss", "temporal_qa", "temporal_qa_by_kind", "twin_choice", "temporal_qa_no_video",
-    "temporal_qa_one_frame", "temporal_qa_shuffled", "temporal_qa_reversed", "temporal_qa_reversed_direction_order", "chance",
+    "temporal_qa_one_frame", "temporal_qa_shuffled", "temporal_qa_reversed", "temporal_qa_reversed_direction_order",
     "retrieval_t2v_r1", "retrieval_t2v_r5", "retrieval_t2v_r10", "retrieval_t2v_median_rank", "retrieval_v2t_r1",
-    "retrieval_v2t_r5", "retrieval_v2t_r10", "retrieval_v2t_median_rank", "retrieval_chance_r1", "caption_cider",
-    "intervals", "clips", "questions", "seconds",
+    "retrieval_v2t_r5", "retrieval_v2t_r10", "retrieval_v2t_median_rank", "retrieval_chance_r1", "chance",
+    "caption_cider", "intervals", "clips", "questions", "seconds",
 }  # fmt: skip
 
 
@@ -214,3 +214,61 @@ def test_impossible_requests(
         evaluate(small_model, twins_tokenizer, twins_dataset, small_config, split="nosuch")
     with pytest.raises(ConfigError, match="limit"):
         evaluate(small_model, twins_tokenizer, twins_dataset, small_config, limit=0)
+
+
+class Oracle(torch.nn.Module):
+    """Reads the order of frames perfectly: it prefers the texts of the twin whose order it sees, by one logit."""
+
+    def __init__(self, model: VideoLM, tokenizer: Tokenizer, dataset: Dataset, config: RunConfig) -> None:
+        super().__init__()
+        self.inner, self.logit_scale, self.decoder = model, model.logit_scale, model.decoder
+        self.encode_frames, self.video_embedding = model.encode_frames, model.video_embedding
+        self.clips: list[tuple[Tensor, set[tuple[int, ...]]]] = []
+        for number, batch in enumerate(read_once(dataset, tokenizer, config, "heldout", 1)):
+            assert batch.frames is not None
+            row = list(dataset.rows("heldout"))[number]
+            texts = {caption_document(row.caption, tokenizer, 128).ids}
+            texts |= {question_document(one.text, one.options[one.answer], tokenizer).ids for one in row.questions}
+            seen = self.latents(model.encode_frames(batch.frames), batch.pts, batch.frame_mask)[0]
+            self.clips.append((seen, texts))
+
+    def latents(self, features: Tensor, pts: Tensor, mask: Tensor) -> Tensor:
+        """Latents [B Q Dr] whose first numbers are the set of frames, which twins share, and their order."""
+        direction = torch.linspace(-1, 1, features[0, 0].numel(), dtype=torch.float64).sin() * 7
+        frames = (features.double().flatten(2) @ direction) * mask
+        places = torch.arange(frames.shape[1]) / 64
+        found = torch.zeros(len(frames), 8, 64)
+        found[:, 0, 0] = frames.sum(dim=1)
+        found[:, 0, 1] = (frames * (places + places**2)).sum(dim=1)
+        return found
+
+    def logits(
+        self, tokens: Tensor, positions: Tensor, documents: Tensor, latents: Tensor | None, sees: Tensor
+    ) -> Tensor:
+        """Uniform, but for the following tokens of a text that is true of the clip."""
+        logits = torch.zeros(*tokens.shape, self.inner.config.decoder.vocab)
+        for i in range(len(tokens) if latents is not None else 0):
+            assert latents is not None
+            ids = tuple(tokens[i][documents[i] == 0].tolist())
+            nearest = min(self.clips, key=lambda clip: float((clip[0][0, :2] - latents[i][0, :2]).abs().sum()))
+            if ids in nearest[1]:
+                logits[i, torch.arange(len(ids) - 1), tokens[i, 1 : len(ids)]] = 1.0
+        return logits
+
+    def forward(self, *parts: Tensor) -> tuple[Tensor, Tensor]:
+        """As the model."""
+        found: tuple[Tensor, Tensor] = self.inner(*parts)
+        return found
+
+
+def test_a_model_that_reads_order_gets_everything_and_reversed_nothing(
+    small_model: VideoLM, twins_tokenizer: Tokenizer, twins_dataset: Dataset, small_config: RunConfig
+) -> None:
+    oracle = Oracle(small_model, twins_tokenizer, twins_dataset, small_config)
+    found = evaluate(oracle, twins_tokenizer, twins_dataset, small_config)  # type: ignore[arg-type]
+    assert found["twin_choice"] == 1.0
+    assert found["temporal_qa"] == 1.0
+    assert set(found["temporal_qa_by_kind"].values()) == {1.0}
+    assert found["temporal_qa_reversed_direction_order"] == 0.0
+    for name in ("temporal_qa_no_video", "temporal_qa_one_frame", "temporal_qa_shuffled", "twin_choice_shuffled"):
+        assert found[name] == pytest.approx(0.5, abs=0.02), name

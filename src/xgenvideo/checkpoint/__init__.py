@@ -1,23 +1,22 @@
-"""Saving and loading a run: store.py (whole or not there), lease.py (one writer a run directory)."""
+"""Checkpoints that keep promises: atomic, hashed, never pickled, never overwritten, one writer a run folder."""
 
-from xgenvideo.checkpoint.lease import Lease
-from xgenvideo.checkpoint.store import (
-    Checkpoint,
-    Found,
-    checkpoints,
-    load_checkpoint,
-    newest_verified,
-    prune,
-    save_checkpoint,
-)
+from xgenvideo.checkpoint.lease import Lease, take_lease
+from xgenvideo.checkpoint.load import Search, load, newest_verified, search, verify
+from xgenvideo.checkpoint.run import Run, load_run
+from xgenvideo.checkpoint.save import save, sweep
+from xgenvideo.checkpoint.snapshot import Snapshot
 
 __all__ = [
-    "Checkpoint",
-    "Found",
     "Lease",
-    "checkpoints",
-    "load_checkpoint",
+    "Run",
+    "Search",
+    "Snapshot",
+    "load",
+    "load_run",
     "newest_verified",
-    "prune",
-    "save_checkpoint",
+    "save",
+    "search",
+    "sweep",
+    "take_lease",
+    "verify",
 ]

@@ -87,6 +87,7 @@ def _add_model_verbs(verb: "argparse._SubParsersAction[argparse.ArgumentParser]"
     evaluate.add_argument("model", metavar="RUN|RELEASE")
     evaluate.add_argument("--data", required=True, metavar="DATASET")
     evaluate.add_argument("--split", default="heldout")
+    evaluate.add_argument("--json", action="store_true", help="all figures as JSON")
     export = verb.add_parser("export", help="a run to a release folder with a model card")
     export.add_argument("run", metavar="RUN")
     export.add_argument("--out", required=True, metavar="RELEASE")
@@ -98,10 +99,12 @@ def _add_model_verbs(verb: "argparse._SubParsersAction[argparse.ArgumentParser]"
     search.add_argument("release", metavar="RELEASE")
     search.add_argument("folder", metavar="FOLDER")
     search.add_argument("text")
+    search.add_argument("--top", type=int, default=5, metavar="N", help="how many (default 5)")
     serve = verb.add_parser("serve", help="answer over HTTP on this machine")
     serve.add_argument("release", metavar="RELEASE")
     serve.add_argument("--host", default="127.0.0.1")
     serve.add_argument("--port", type=int, default=8000)
+    serve.add_argument("--allow", metavar="FOLDER", help="a folder whose videos may be asked about by path")
 
 
 def _add_journey_verbs(verb: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -3,16 +3,17 @@
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from xgenvideo.config import RunConfig
-from xgenvideo.errors import ConfigError
+from xgenvideo.errors import ConfigError, DataError
 
 
 def run(parsed: argparse.Namespace) -> None:
     """Run the verb that was parsed. Raises XGenVideoError for a user's mistake."""
-    verbs = {
+    verbs: dict[str, Callable[[argparse.Namespace], None]] = {
         "audit": audit,
         "curate": curate,
         "demo": demo,
@@ -67,13 +68,14 @@ def curate(parsed: argparse.Namespace) -> None:
         made = generate_clips(out, clips=64 if parsed.clips is None else parsed.clips, seed=parsed.seed or 0)
         print(f"{made.folder}: {made.clips} clips, {made.heldout} of them held out, {made.seconds:.0f} s of video")
     elif parsed.source == "real-samples":
-        from xgenvideo.curate.real_samples import unpack_real_samples
+        from xgenvideo.curate.real_samples import unpack
 
-        print(unpack_real_samples(out))
+        print(f"{out}: {unpack(out)} real clips, their captions written by us")
     else:
         from xgenvideo.curate.run import curate as curate_folder
+        from xgenvideo.demo.stages import Milestones
 
-        _print_json(curate_folder(Path(parsed.source), out).to_dict())
+        _print_json(curate_folder(Path(parsed.source), out, progress=Milestones(_note)).to_dict())
 
 
 def plan(parsed: argparse.Namespace) -> None:
@@ -99,13 +101,60 @@ def train(parsed: argparse.Namespace) -> None:
 
 
 def evaluate(parsed: argparse.Namespace) -> None:
-    """Measure a run or a release on a split of a dataset."""
-    raise NotImplementedError
+    """Measure a run or a release on a split of a dataset; the figures go to evaluation.json in the folder of a run."""
+    from xgenvideo.data.dataset import open_dataset
+    from xgenvideo.evaluate.run import evaluate as measure
+    from xgenvideo.evaluate.table import table
+
+    folder = Path(parsed.model)
+    model = _load(folder)
+    figures = measure(model.model, model.tokenizer, open_dataset(Path(parsed.data)), model.config, parsed.split)
+    if parsed.json:
+        _print_json(figures)
+    else:
+        print(table(figures))
+    if not (folder / "release.json").is_file():
+        _write_evaluation(folder, figures)
+
+
+def _load(folder: Path) -> Any:
+    """A release or a run; both have model, tokenizer and config. Raises DataError for a folder that is neither."""
+    if (folder / "release.json").is_file():
+        from xgenvideo.infer.release import load_release
+
+        return load_release(folder)
+    if (folder / "config.json").is_file():
+        from xgenvideo.checkpoint import load_run
+
+        return load_run(folder)
+    raise DataError(f"{folder}: is neither a run (no config.json) nor a release (no release.json)")
+
+
+def _write_evaluation(run: Path, figures: dict[str, Any]) -> None:
+    """A release is never changed, a run keeps its last evaluation for the model card."""
+    temporary = run / "evaluation.json.tmp"
+    temporary.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(run / "evaluation.json")
 
 
 def export(parsed: argparse.Namespace) -> None:
-    """Write a release."""
-    raise NotImplementedError
+    """Write a release of a run's newest checkpoint; the card holds the run's own figures, measured or none."""
+    from xgenvideo.data.dataset import open_dataset
+    from xgenvideo.checkpoint import load_run
+    from xgenvideo.release.export import write_release
+    from xgenvideo.release.figures import run_figures
+
+    run = Path(parsed.run)
+    trained = load_run(run)
+    evaluation = None
+    if (run / "evaluation.json").is_file():
+        evaluation = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+    else:
+        _note(f"{run} has no evaluation.json, so the model card will have no evaluation: run `xgv evaluate` first")
+    shards = Path(trained.config.data.shards)
+    dataset = open_dataset(shards) if (shards / "dataset.json").is_file() else None
+    figures = run_figures(run, trained.step, trained.config, trained.model, dataset, evaluation)
+    print(write_release(trained.model, trained.tokenizer, trained.config, figures, Path(parsed.out)))
 
 
 def generate(parsed: argparse.Namespace) -> None:
@@ -117,13 +166,22 @@ def generate(parsed: argparse.Namespace) -> None:
 
 
 def search(parsed: argparse.Namespace) -> None:
-    """Rank the videos of a folder for a text."""
-    raise NotImplementedError
+    """Rank the videos of a folder for a text, best first."""
+    from xgenvideo.infer.release import load_release
+    from xgenvideo.infer.search import search as find
+
+    for hit in find(load_release(Path(parsed.release)), Path(parsed.folder), parsed.text, parsed.top, say=_note):
+        print(f"{hit.score:.3f}  {hit.start:6.1f} s to {hit.end:6.1f} s  {hit.video}")
 
 
 def serve(parsed: argparse.Namespace) -> None:
-    """Serve a release over HTTP."""
-    raise NotImplementedError
+    """Answer over HTTP until interrupted."""
+    from xgenvideo.infer.release import load_release
+    from xgenvideo.infer.serve import serve as serve_release
+
+    release = load_release(Path(parsed.release))
+    _note(f"http://{parsed.host}:{parsed.port}/v1/chat/completions; Ctrl-C ends")
+    serve_release(release, parsed.host, parsed.port, Path(parsed.allow) if parsed.allow else None)
 
 
 def audit(parsed: argparse.Namespace) -> None:
@@ -135,9 +193,12 @@ def audit(parsed: argparse.Namespace) -> None:
 
 
 def demo(parsed: argparse.Namespace) -> None:
-    """Run the journey."""
+    """Run the journey, then print its targets as a table."""
     from xgenvideo.demo.journey import FULL, QUICK, run_demo
+    from xgenvideo.demo.score import print_targets
 
     size = QUICK if parsed.quick else FULL
     out = Path(parsed.out or ("runs/demo-quick" if parsed.quick else "runs/demo"))
-    run_demo(out, size, _note)
+    summary = run_demo(out, size, _note)
+    print_targets(summary["targets"])
+    print(f"{out / 'summary.json'}\n{out / 'report.html'}")

@@ -27,7 +27,7 @@ def _check_model(model: ModelConfig) -> None:
     for section, part in (("vision", vision), ("resampler", resampler), ("decoder", decoder)):
         for spec in dataclasses.fields(part):
             value = getattr(part, spec.name)
-            if isinstance(value, int | float):
+            if isinstance(value, int | float) and spec.name != "local_layers":
                 _rule(value > 0, f"model.{section}.{spec.name}", value, "must be positive")
     _rule(model.embedding > 0, "model.embedding", model.embedding, "must be positive")
     for section, width, heads in (
@@ -47,6 +47,12 @@ def _check_model(model: ModelConfig) -> None:
     known = (kind == "random" and seed.isdigit()) or weights == "builtin:tiny" or (kind not in ("random", "builtin"))
     _rule(known and bool(weights), "model.vision.weights", weights, "no such weights", _WEIGHTS)
     _rule(resampler.width % 2 == 0, "model.resampler.width", resampler.width, "must be even (sines and cosines)")
+    _rule(
+        0 <= resampler.local_layers <= resampler.depth,
+        "model.resampler.local_layers",
+        resampler.local_layers,
+        f"must be 0 to depth = {resampler.depth}",
+    )
     _rule(resampler.time in TIMES, "model.resampler.time", resampler.time, "no such time encoding", TIMES)
     _rule(decoder.head_size % 2 == 0, "model.decoder.head_size", decoder.head_size, "must be even (RoPE)")
     _rule(
@@ -111,6 +117,7 @@ def _check_run(config: RunConfig) -> None:
         data.frames,
         f"must be 1 to model.resampler.frame_slots = {config.model.resampler.frame_slots}",
     )
+    _rule(data.bucket_batches >= 0, "data.bucket_batches", data.bucket_batches, "must be 0 or more")
     _rule(data.text_tokens >= 8, "data.text_tokens", data.text_tokens, "must be at least 8")
     _rule(
         objective.contrastive in CONTRASTIVE,

@@ -1,1 +1,1 @@
-"""Raw video-text pairs to a sharded training set. `pipeline.py` is the journey; every other file is one step of it."""
+"""Raw video-text pairs to a sharded training set. `run.py` is the journey; every other file is one step of it."""

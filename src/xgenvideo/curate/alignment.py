@@ -2,6 +2,8 @@
 convex combination of ConSE, arXiv 1312.5650), and the colours that the caption names.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,7 @@ BATCH = 32
 class AlignmentModels:
     """EfficientNet-Lite0 and all-MiniLM-L6-v2 from their packages; loaded once, when they are first needed."""
 
-    def __init__(self, settings: CurateSettings) -> None:
-        torch.set_num_threads(settings.threads_per_model)
+    def __init__(self) -> None:
         self._classifier = _load_classifier()
         self._encoder, self._tokenizer = _load_encoder()
         names = self.embed(imagenet_names())
@@ -60,6 +61,17 @@ class AlignmentModels:
                      / max(1e-9, float(np.linalg.norm(caption - self._centre))))  # fmt: skip
 
 
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """While many threads run the models, each of them computes alone: teams of threads would wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def imagenet_names() -> list[str]:
     """The first name of each of the 1000 classes, in the classifier's order."""
     text = resources.files("xgenvideo.curate").joinpath("imagenet_classes.txt").read_text(encoding="utf-8")
@@ -92,16 +104,20 @@ def _load_encoder() -> tuple[Any, Any]:
     encoder = BertModel(AutoConfig.from_pretrained(folder), add_pooling_layer=False)
     weights = {n: t for n, t in load_file(folder / "model.safetensors").items() if not n.startswith("pooler.")}
     encoder.load_state_dict(weights, strict=False)
-    return encoder.eval(), AutoTokenizer.from_pretrained(folder)
+    encoder.train(False)
+    return encoder, AutoTokenizer.from_pretrained(folder)
 
 
 def judge_alignment(semantic: float | None, colours: dict[str, Any], settings: CurateSettings) -> Decision:
-    """Drop (`misaligned`) a caption whose named colours are mostly absent, or whose meaning is far from the pictures."""
+    """Drop (`misaligned`) a caption whose named colours are mostly absent, or whose meaning is far from the pictures.
+
+    The classifier knows photographs; where all named colours are seen, its word counts only when it is very sure.
+    """
     scores = {"semantic": semantic, "colours": colours}
     share = colours["share"]
     detail = ""
     if share is not None and share < settings.min_colour_grounding:
         detail = f"names {', '.join(colours['named'])}; only {', '.join(colours['seen']) or 'none'} to be seen"
-    elif semantic is not None and semantic < settings.min_semantic_score:
+    elif semantic is not None and semantic < (settings.min_semantic_score - (0.25 if share == 1 else 0)):
         detail = f"semantic score {semantic:.3f}"
     return Decision("alignment", "misaligned" if detail else None, scores, detail)

@@ -1,4 +1,4 @@
-"""Colour words against colours seen: evidence that needs no model. A caption whose colours are all absent is another's."""
+"""Colour words against colours seen: evidence that needs no model. A caption whose colours are absent is another's."""
 
 import re
 from typing import Any
@@ -50,13 +50,13 @@ def colour_shares(frames: NDArray[np.uint8]) -> dict[str, float]:
         height, width = frame.shape[:2]
         scale = 128 / min(height, width)
         small = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else frame
-        chroma = small.max(axis=-1).astype(int) - small.min(axis=-1)
         hsv = cv2.cvtColor(small, cv2.COLOR_RGB2HSV_FULL).astype(np.float32)
         hue, saturation, value = hsv[..., 0] * (360 / 256), hsv[..., 1] / 255, hsv[..., 2] / 255
+        vivid = saturation * value >= MIN_CHROMA / 255
         for name, ((low, high), least_saturation, least_value) in _RANGES.items():
             inside = (hue >= low) & (hue <= high) if low < high else (hue >= low) | (hue <= high)
-            seen = inside & (saturation >= least_saturation) & (value >= least_value) & (chroma >= MIN_CHROMA)
-            shares[name] = max(shares[name], float(seen.mean()))
+            seen = inside & (saturation >= least_saturation) & (value >= least_value) & vivid
+            shares[name] = max(shares[name], np.count_nonzero(seen) / seen.size)
     return {name: round(share, 5) for name, share in shares.items()}
 
 

@@ -1,4 +1,4 @@
-"""The process that opens strangers' videos: reads jobs (JSON lines) from stdin, writes a clip file and answers on stdout.
+"""The process that opens strangers' videos: reads jobs (JSON lines) and answers on stdout.
 
 Started by `workers.py` with its memory limit in MB as argument. It imports no models and keeps no state between jobs.
 """
@@ -15,9 +15,10 @@ import cv2
 import numpy as np
 
 from xgenvideo.curate.clips import Clip, write_clip
+from xgenvideo.curate.colours import colour_shares
 from xgenvideo.curate.motion import measure_motion
 from xgenvideo.curate.text_overlay import suspect_text
-from xgenvideo.data.video import probe, sample_video
+from xgenvideo.data.video import probe_and_sample
 from xgenvideo.errors import MediaError
 
 
@@ -25,8 +26,8 @@ def decode_job(job: dict[str, Any]) -> dict[str, Any]:
     """Decode, measure and store one video. Answers its facts and cheap scores, or a reason code."""
     path = Path(job["path"])
     try:
-        facts = probe(path)
-        sampled = sample_video(path, fps=job["fps"], max_frames=job["max_frames"], short_side=job["short_side"])
+        sampling = {"fps": job["fps"], "max_frames": job["max_frames"], "short_side": job["short_side"]}
+        facts, sampled = probe_and_sample(path, **sampling)
     except MediaError as error:
         return {"reason": error.reason, "detail": error.detail[:300]}
     except MemoryError:
@@ -46,6 +47,7 @@ def decode_job(job: dict[str, Any]) -> dict[str, Any]:
         "frames": len(sampled.frames),
         "motion": measure_motion(sampled.frames),
         "text": suspect_text(sampled.frames),
+        "colours": colour_shares(sampled.frames),
     }
 
 

@@ -33,7 +33,9 @@ class Fingerprint:
     rank: tuple[int, int]
 
 
-def fingerprint(thumbs: NDArray[np.uint8], pts: NDArray[np.float64], seconds: float, rank: tuple[int, int]) -> Fingerprint:
+def fingerprint(
+    thumbs: NDArray[np.uint8], pts: NDArray[np.float64], seconds: float, rank: tuple[int, int]
+) -> Fingerprint:
     """Of thumbs [F h w 3] at pts [F] seconds. `rank`: the smallest of a group of duplicates is kept."""
     moments = np.linspace(0, pts[-1], TIMES)
     places = np.abs(pts[None] - moments[:, None]).argmin(axis=1)
@@ -67,7 +69,7 @@ def _same_ground(one: NDArray[np.float32], two: NDArray[np.float32]) -> float:
 
 
 def find_duplicates(prints: dict[str, Fingerprint], settings: CurateSettings) -> dict[str, tuple[str, float]]:
-    """For each clip to drop: the clip that is kept in its place, and how alike they are. Order of `prints` is no matter."""
+    """For each clip to drop: the clip kept in its place, and how alike they are. The order of `prints` is no matter."""
     best: dict[str, tuple[str, float]] = {}
     order = sorted(prints, key=lambda name: prints[name].rank)
     place = {name: number for number, name in enumerate(order)}
@@ -87,7 +89,9 @@ def _candidates(prints: dict[str, Fingerprint]) -> Iterator[tuple[str, str]]:
     names = list(prints)
     if not names:
         return
-    planes = np.random.default_rng(20240101).normal(size=(prints[names[0]].moving.size, TABLES * BITS)).astype(np.float32)
+    planes = (
+        np.random.default_rng(20240101).normal(size=(prints[names[0]].moving.size, TABLES * BITS)).astype(np.float32)
+    )
     signs = np.stack([prints[name].moving @ planes > 0 for name in names]).reshape(len(names), TABLES, BITS)
     codes = signs @ (1 << np.arange(BITS))
     seen: set[tuple[str, str]] = set()

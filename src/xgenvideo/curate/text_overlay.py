@@ -23,7 +23,7 @@ Box = dict[str, Any]
 
 
 def suspect_text(frames: NDArray[np.uint8]) -> dict[str, Any]:
-    """How text-like frames [F H W 3] are: `strokes`, thin strokes side by side in one place of the second-worst frame."""
+    """How text-like frames [F H W 3] are: `strokes`, thin strokes side by side in the second-worst frame."""
     places = np.unique(np.linspace(0, len(frames) - 1, PROBED_FRAMES).round().astype(int))
     counts = sorted((_strokes(frames[place]) for place in places), reverse=True)
     # The second worst: text stays longer than one frame in eight, an odd frame does not.
@@ -58,17 +58,17 @@ class TextReader:
             "Global.use_cls": False,
             "Det.limit_side_len": settings.ocr_side,
             "Det.limit_type": "max",
-            "EngineConfig.onnxruntime.intra_op_num_threads": settings.threads_per_model,
+            "EngineConfig.onnxruntime.intra_op_num_threads": 1,  # each thread has an engine
             "EngineConfig.onnxruntime.inter_op_num_threads": 1,
         }
         self._engine = RapidOCR(params=parameters)
 
     def read(self, frame: NDArray[np.uint8]) -> list[Box]:
-        """Boxes of text in a frame [H W 3] RGB that were read well: text, score, and place as fractions of the frame."""
+        """Boxes of text in a frame [H W 3] RGB that were read well: text, score, place as fractions."""
         height, width = frame.shape[:2]
         scale = self._settings.ocr_side / max(height, width)
         size = max(32, round(width * scale)), max(32, round(height * scale))
-        found = self._engine(cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC)[..., ::-1])
+        found: Any = self._engine(cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC)[..., ::-1])
         if found.boxes is None or found.txts is None or found.scores is None:
             return []
         boxes = []
@@ -77,12 +77,14 @@ class TextReader:
             if score >= self._settings.min_text_score and letters >= self._settings.min_text_letters:
                 points = np.asarray(corners, float) / size
                 place = [*points.min(axis=0).clip(0, 1), *points.max(axis=0).clip(0, 1)]
-                boxes.append({"text": text, "score": round(float(score), 3), "place": [round(float(v), 4) for v in place]})
+                boxes.append(
+                    {"text": text, "score": round(float(score), 3), "place": [round(float(v), 4) for v in place]}
+                )
         return boxes
 
 
 def judge_text(frames: list[list[Box]], settings: CurateSettings) -> Decision:
-    """Drop `watermark` (the same words in all frames, in place or wandering) and `subtitle` (changing words in one line).
+    """Drop `watermark` (the same words in all frames, in place or wandering) and `subtitle` (changing words in a line).
 
     `text_overlay` is much text that is neither. Words of the scene itself, on one frame only or small, are kept.
     """
@@ -122,12 +124,12 @@ def _overlap(one: Box, two: Box) -> float:
 
 def _same_words(one: Box, two: Box) -> bool:
     a, b = ("".join(filter(str.isalnum, box["text"])).lower() for box in (one, two))
-    return SequenceMatcher(None, a, b).ratio() >= 0.6 or (min(len(a), len(b)) >= 4 and (a in b or b in a))
+    return bool(SequenceMatcher(None, a, b).ratio() >= 0.6 or (min(len(a), len(b)) >= 4 and (a in b or b in a)))
 
 
 def _same_size(one: Box, two: Box) -> bool:
     heights = sorted(box["place"][3] - box["place"][1] for box in (one, two))
-    return heights[0] >= 0.7 * heights[1]
+    return bool(heights[0] >= 0.7 * heights[1])
 
 
 def _persistent(frames: list[list[Box]]) -> tuple[float, float]:

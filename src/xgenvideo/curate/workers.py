@@ -8,6 +8,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -42,8 +43,13 @@ class DecodePool:
             self._stop(child)
         self._selector.close()
 
+    @property
+    def pids(self) -> list[int]:
+        """Process numbers of the children."""
+        return [child.process.pid for child in self._children]
+
     def _start(self) -> _Child:
-        environment = os.environ | {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+        environment = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         # The child finds this package wherever the parent found it.
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), *sys.path]))
         command = [sys.executable, "-m", "xgenvideo.curate.decode_child", str(self.memory_mb)]
@@ -61,20 +67,15 @@ class DecodePool:
         child.process.wait()
         child.answers.close()
         if child.process.stdin is not None:
-            try:
+            with suppress(BrokenPipeError):  # what was left to send to a dead child
                 child.process.stdin.close()
-            except BrokenPipeError:
-                pass  # what was left to send to a dead child
 
     def run(self, jobs: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Answers in the order they are done. An answer is what the child returned, or {"reason": ...} if it died."""
         waiting = deque(jobs)
         while waiting or any(child.job for child in self._children):
-            for number, child in enumerate(self._children):
+            for child in self._children:
                 if child.job is None and waiting:
-                    if child.process.poll() is not None:
-                        self._stop(child)
-                        child = self._children[number] = self._start()
                     self._send(child, *waiting.popleft())
             busy = [child.deadline for child in self._children if child.job]
             timeout = max(0.0, min(busy, default=0.0) - time.monotonic())
@@ -85,12 +86,10 @@ class DecodePool:
 
     def _send(self, child: _Child, name: str, job: dict[str, Any]) -> None:
         child.job, child.deadline = name, time.monotonic() + self.seconds + GRACE_SECONDS
-        try:
-            assert child.process.stdin is not None
+        assert child.process.stdin is not None
+        with suppress(BrokenPipeError):  # it is dead: its closed output is read next
             child.process.stdin.write(json.dumps(job | {"seconds": self.seconds}).encode() + b"\n")
             child.process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it died at once: its closed output is read next
 
     def _receive(self, child: _Child) -> tuple[str, dict[str, Any]]:
         line = child.answers.readline()

@@ -76,7 +76,7 @@ class Batch:
         return [
             replace(
                 self,
-                **{name: part[start : start + pairs] for name, part in named.items()},  # type: ignore[arg-type]
+                **{name: part[start : start + pairs] for name, part in named.items()},
                 keys=self.keys[start : start + pairs],
                 position=self.position + start,
             )

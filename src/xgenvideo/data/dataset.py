@@ -50,7 +50,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, repr=False)
 class Row:
-    """All of a sample but its frames, as the manifest has it. pts in seconds; `offset` and `bytes` find it in its shard."""
+    """All of a sample but its frames, as the manifest has it. pts in seconds; `offset`, `bytes`: place in the shard."""
 
     key: str
     split: str
@@ -104,6 +104,11 @@ class Dataset:
         found: NDArray[np.int64] = names.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
         return found
 
+    def frame_counts(self, split: str) -> NDArray[np.int64]:
+        """How many frames each sample of a split has, in the order they were written."""
+        found: NDArray[np.int64] = self._table["frames"].take(pa.array(self.numbers(split))).to_numpy().astype(np.int64)
+        return found
+
     def keys(self, split: str) -> list[str]:
         """Keys of a split, in the order they were written; empty for a split that is not there."""
         found: list[str] = self._table["key"].take(pa.array(self.numbers(split))).to_pylist()
@@ -140,8 +145,7 @@ class Dataset:
             region = os.pread(file.fileno(), row.bytes, row.offset)
         members = dict(_members(region))
         values = json.loads(members.pop(f"{row.key}.json"))
-        jpegs = tuple(members[name] for name in sorted(members))
-        return sample_from(values, jpegs)
+        return sample_from(values, tuple(members.values()))
 
     def verify_shard(self, shard: str) -> None:
         """Compare a shard's SHA-256 with the recorded one, once a process. Raises DataError naming shard and cure."""

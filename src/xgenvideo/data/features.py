@@ -1,4 +1,4 @@
-"""The frozen encoder's features of every frame, made once and read from disk: the encoder never changes, so neither do they.
+"""The frozen encoder's features of every frame, made once: the encoder never changes, so neither do they.
 
 A cache is a folder named by the encoder's weights, the dataset and the image size, so that a stale one is never found.
 """
@@ -48,7 +48,7 @@ class FeatureCache:
         """Encode every frame of every split, unless that was done before; returns this cache, open for `read`.
 
         `encode` takes frames [N 3 S S] uint8 with N at most `encode_frames` and gives features [N P W].
-        A sample with an undecodable frame is remembered, and refused by `read` as it is without a cache.
+        A sample with an undecodable frame is remembered, and `read` refuses it.
         """
         path = self.path(dataset.fingerprint)
         if not (path / "index.json").is_file():
@@ -151,7 +151,7 @@ def _chunks(parts: Iterator[Tensor], count: int) -> Iterator[Tensor]:
         if frames >= count:
             joined = torch.cat(held)
             whole = frames // count * count
-            yield from joined[:whole].split(count)
+            yield from (joined[at : at + count] for at in range(0, whole, count))
             held, frames = [joined[whole:]], frames - whole
     if frames:
         yield torch.cat(held)

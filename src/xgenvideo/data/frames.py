@@ -33,7 +33,7 @@ def decode_frames(sample: Sample, image_size: int, indices: Sequence[int] | None
 
 
 def fit_square(picture: NDArray[np.uint8], image_size: int) -> NDArray[np.uint8]:
-    """picture [H W 3] with its short side resized to `image_size`, then the centre [S S 3].
+    """A picture [H W 3] with its short side resized to `image_size`, then the centre [S S 3].
 
     Shrinking averages areas, which is the antialias; growing is bilinear.
     """

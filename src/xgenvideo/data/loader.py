@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 
 from xgenvideo.config import RunConfig
@@ -17,7 +18,7 @@ from xgenvideo.data.dataset import Dataset, Row
 from xgenvideo.data.features import FeatureCache
 from xgenvideo.data.frames import decode_frames
 from xgenvideo.data.order import Order
-from xgenvideo.data.text import PackedText, pack
+from xgenvideo.data.text import PackedText, TokenisedText, pack, pack_tokenised, tokenise
 from xgenvideo.data.tokenizer import Tokenizer
 from xgenvideo.errors import ConfigError, DataError, MediaError
 
@@ -50,8 +51,7 @@ class Loader:
         self.samples_consumed = 0
         self.substituted = 0
         self._numbers = dataset.numbers(SPLIT)
-        groups = dataset.sources(SPLIT) if config.data.group_by_source else None
-        self._order = Order(config.train.seed, dataset.fingerprint, SPLIT, len(self._numbers), groups)
+        self._order = self._ordered()
         self._described = lru_cache(maxsize=TEXTS_KEPT)(self._describe)
         # One thread: the batches come in order, and `Order` keeps epochs without a lock.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
@@ -70,6 +70,13 @@ class Loader:
         if not dataset.counts.get(SPLIT):
             raise DataError(f"{dataset.folder}: has no samples in the split {SPLIT!r}, only {sorted(dataset.counts)}")
         check_inputs(dataset, tokenizer, config, cache)
+
+    def _ordered(self) -> Order:
+        data, dataset = self.config.data, self.dataset
+        groups = dataset.sources(SPLIT) if data.group_by_source else None
+        lengths = np.minimum(dataset.frame_counts(SPLIT), data.frames)
+        window = data.bucket_batches * self.config.train.global_batch_pairs
+        return Order(self.config.train.seed, dataset.fingerprint, SPLIT, len(self._numbers), groups, lengths, window)
 
     def __repr__(self) -> str:
         return f"Loader(rank={self.rank}/{self.ranks}, samples_consumed={self.samples_consumed}, {self.dataset})"
@@ -102,10 +109,13 @@ class Loader:
             "epoch": self.epoch,
             "seed": self.config.train.seed,
             "fingerprint": self.dataset.fingerprint,
+            "group_by_source": self.config.data.group_by_source,
+            "sorted_within": self._order.sorted_within,
+            "sorted_frames": self.config.data.frames if self._order.sorted_within else 0,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on after a state of this dataset and seed, of any number of ranks. Raises DataError naming what differs."""
+        """Go on after a state of this dataset and seed, from any number of ranks. Raises DataError: what differs."""
         own = self.state()
         missing = sorted(set(own) - set(state))
         if missing:
@@ -114,6 +124,9 @@ class Loader:
             "version": "resume with the program that saved it",
             "seed": "resume with the same train.seed",
             "fingerprint": "resume with the same dataset, or start a new run",
+            "group_by_source": "resume with the same data.group_by_source, or samples would repeat",
+            "sorted_within": "resume with the same data.bucket_batches and batch size, or samples would repeat",
+            "sorted_frames": "resume with the same data.frames, or samples would repeat",
         }
         for name, cure in cures.items():
             if state[name] != own[name]:
@@ -147,7 +160,8 @@ class Loader:
         """The sample at a global position, or its first substitute that can be read."""
         choice, reasons = self._order.at(position), []
         for attempt in range(1, SUBSTITUTES + 1):
-            row, text = self._described(choice)
+            row, tokenised = self._described(choice)
+            text = pack_tokenised(tokenised, self.config.data.text_tokens, self._order.epoch(position))
             first = self._order.window(position, row.key, row.frames, self.config.data.frames)
             try:
                 return read_example(self.dataset, row, text, self.config, self.cache, first), attempt > 1
@@ -158,9 +172,9 @@ class Loader:
             f"{self.dataset.folder}: {SUBSTITUTES} samples in a row cannot be read: {'; '.join(reasons[:3])}"
         )
 
-    def _describe(self, choice: int) -> tuple[Row, PackedText]:
+    def _describe(self, choice: int) -> tuple[Row, TokenisedText]:
         row = self.dataset.row(int(self._numbers[choice]))
-        return row, pack(row, self.tokenizer, self.config.data.text_tokens)
+        return row, tokenise(row, self.tokenizer, self.config.data.text_tokens)
 
 
 def check_inputs(dataset: Dataset, tokenizer: Tokenizer, config: RunConfig, cache: FeatureCache | None) -> None:
@@ -200,9 +214,10 @@ def read_once(
     batch_pairs: int,
     cache: FeatureCache | None = None,
 ) -> Iterator[Batch]:
-    """Every readable sample of a split once, in the order written, its first `config.data.frames` frames; last batch short.
+    """Every readable sample of a split once, in the order written; the last batch may be short.
 
-    Raises DataError for a corrupt shard; a sample whose frames are no pictures is left out.
+    Of a long clip the first `config.data.frames` frames are read. A sample whose frames are no pictures is left out.
+    Raises DataError for a corrupt shard.
     """
     check_inputs(dataset, tokenizer, config, cache)
     examples: list[Example] = []

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 class Order:
     """Every epoch is a permutation of `size` samples, each once; positions count samples over all epochs and ranks.
 
-    With `groups` [size], a number a sample, samples of one group stay next to each other and groups are permuted.
+    With `groups` [size], a number a sample, samples of one group stay next to each other and groups are permuted. With
+    `lengths` [size], every `sorted_within` samples in a row are sorted by length: a batch holds clips of like length.
     """
 
     seed: int
@@ -19,6 +20,8 @@ class Order:
     split: str
     size: int
     groups: NDArray[np.int64] | None = field(default=None, repr=False, compare=False)
+    lengths: NDArray[np.int64] | None = field(default=None, repr=False, compare=False)
+    sorted_within: int = 0
     _epochs: dict[int, NDArray[np.int64]] = field(default_factory=dict, repr=False, compare=False)
 
     def at(self, position: int) -> int:
@@ -37,8 +40,12 @@ class Order:
             while len(self._epochs) > 1:
                 self._epochs.pop(min(self._epochs))
             bits = np.random.PCG64(self._number("epoch", epoch))
-            shuffled = np.random.Generator(bits).permutation(self.size)
-            self._epochs[epoch] = shuffled if self.groups is None else _gather(shuffled, self.groups[shuffled])
+            order = np.random.Generator(bits).permutation(self.size)
+            if self.groups is not None:
+                order = _gather(order, self.groups[order])
+            if self.lengths is not None and self.sorted_within:
+                order = _sort_windows(order, self.lengths[order], self.sorted_within)
+            self._epochs[epoch] = order
         return self._epochs[epoch]
 
     def substitute(self, position: int, attempt: int) -> int:
@@ -59,3 +66,9 @@ def _gather(samples: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np
     """`samples` with each group moved together to the place of its first one."""
     _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
     return samples[np.argsort(first[inverse], kind="stable")]
+
+
+def _sort_windows(samples: NDArray[np.int64], lengths: NDArray[np.int64], window: int) -> NDArray[np.int64]:
+    """`samples` with every `window` of them sorted by length; equal lengths keep their order."""
+    windows = np.arange(len(samples)) // window
+    return samples[np.lexsort((lengths, windows))]

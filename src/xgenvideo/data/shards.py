@@ -40,8 +40,8 @@ def write_dataset(
     """Write `samples` as shards of at most about `shard_bytes` each and publish them in one rename.
 
     The same samples give the same bytes. A killed write leaves only a folder named `FOLDER.tmp-*`.
-    Raises DataError for no samples, an unsafe or repeated key, values that are not JSON, or a folder in use: an existing
-    dataset is never overwritten, and is returned as it is if it has the same fingerprint.
+    Raises DataError for no samples, an unsafe or repeated key, values that are not JSON, or a folder in use: an
+    existing dataset is never overwritten, and is returned as it is if it has the same fingerprint.
     """
     folder = Path(folder).absolute()
     if folder.exists() and not (folder / "dataset.json").exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -158,7 +158,7 @@ class HashedFile:
     """A file being written whose SHA-256 is taken from memory before the write, so that a bad disk shows."""
 
     def __init__(self, path: Path) -> None:
-        self._file: BinaryIO = open(path, "wb")
+        self._file: BinaryIO = open(path, "wb")  # noqa: SIM115 (closed in `close`)
         self._digest = hashlib.sha256()
         self.bytes = 0
 
@@ -218,7 +218,7 @@ def _publish(temporary: Path, folder: Path, fingerprint: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """fsync a file or a folder."""
+    """Flush to disk a file or a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

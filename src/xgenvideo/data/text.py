@@ -23,9 +23,14 @@ class Described(Protocol):
     """What has a caption and questions: a Sample, or a Row of the manifest."""
 
     @property
-    def caption(self) -> str: ...
+    def caption(self) -> str:
+        """What is visible."""
+        ...
+
     @property
-    def questions(self) -> tuple[Question, ...]: ...
+    def questions(self) -> tuple[Question, ...]:
+        """Questions about the clip."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -36,11 +41,20 @@ class Document:
     predicted_from: int
 
 
+@dataclass(frozen=True)
+class TokenisedText:
+    """All documents of one sample: what is the same in every epoch."""
+
+    caption: Document
+    questions: tuple[Document, ...]
+    caption_group: int
+
+
 @dataclass(frozen=True, repr=False)
 class PackedText:
     """Documents packed into T tokens. tokens, targets, documents, positions [T] int64.
 
-    `caption_end`: index of <|endofcaption|> (0 where there is no caption). `caption_group`: equal captions, equal number.
+    `caption_end`: index of <|endofcaption|> (0 where there is no caption). `caption_group`: equal for equal captions.
     """
 
     tokens: NDArray[np.int64]
@@ -83,16 +97,32 @@ def question_document(question_text: str, answer: str, tokenizer: Tokenizer) -> 
     return Document((*prompt, *tokenizer.encode(f" {answer}"), EOS), predicted_from=len(prompt))
 
 
-def pack(sample: Described, tokenizer: Tokenizer, length: int) -> PackedText:
-    """A sample's caption as document 0, then each question that still fits with its right answer."""
+def tokenise(sample: Described, tokenizer: Tokenizer, length: int) -> TokenisedText:
+    """A sample's caption, cut to `length` tokens if it must be, and each question with its right answer."""
+    questions = (
+        question_document(question.text, question.options[question.answer], tokenizer) for question in sample.questions
+    )
     caption = caption_document(sample.caption, tokenizer, length)
-    documents, used = [caption], len(caption.ids)
-    for question in sample.questions:
-        document = question_document(question.text, question.options[question.answer], tokenizer)
-        if used + len(document.ids) <= length:
-            documents.append(document)
-            used += len(document.ids)
-    return pack_documents(documents, length, len(caption.ids) - 2, caption_group(sample.caption))
+    return TokenisedText(caption, tuple(questions), caption_group(sample.caption))
+
+
+def pack_tokenised(text: TokenisedText, length: int, first_question: int = 0) -> PackedText:
+    """The caption as document 0, then each question that still fits.
+
+    Questions are taken in turn from number `first_question` on, so that over epochs each of many comes to fit.
+    """
+    documents, used = [text.caption], len(text.caption.ids)
+    turn = first_question % max(1, len(text.questions))
+    for question in (*text.questions[turn:], *text.questions[:turn]):
+        if used + len(question.ids) <= length:
+            documents.append(question)
+            used += len(question.ids)
+    return pack_documents(documents, length, len(text.caption.ids) - 2, text.caption_group)
+
+
+def pack(sample: Described, tokenizer: Tokenizer, length: int, first_question: int = 0) -> PackedText:
+    """`tokenise` and `pack_tokenised` in one: a sample's caption and the questions that fit in `length` tokens."""
+    return pack_tokenised(tokenise(sample, tokenizer, length), length, first_question)
 
 
 def pack_question(question_text: str, answer: str, tokenizer: Tokenizer, length: int) -> PackedText:

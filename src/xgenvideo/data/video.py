@@ -47,8 +47,11 @@ class Probe:
 
 @dataclass(frozen=True)
 class _Index:
-    """Every frame in order of presentation. seconds [N] from the first frame on; groups [N]: the group of pictures, in
-    decoding order, that holds the frame; leading [N]: it also needs the group before. ticks None: no times but order."""
+    """Every frame in order of presentation.
+
+    seconds [N] from the first frame on; groups [N]: the group of pictures, in decoding order, that holds the frame;
+    leading [N]: it also needs the group before; ticks [N] as in the file, None where frames are known by order only.
+    """
 
     seconds: NDArray[np.float64]
     ticks: NDArray[np.int64] | None
@@ -106,7 +109,7 @@ def _container_name(head: bytes) -> str | None:
 
 
 def _check_complete(file: BinaryIO, container: str, path: Path) -> None:
-    """Raise `truncated` when the outermost element is longer than the file: decoders would stop early and say nothing."""
+    """Raise `truncated` when the outermost element is longer than the file: decoders stop early and say nothing."""
     size = file.seek(0, 2)
     if container == "mov":
         missing = _mov_missing(file, size)
@@ -123,7 +126,8 @@ def _check_complete(file: BinaryIO, container: str, path: Path) -> None:
 
 
 def _mov_missing(file: BinaryIO, size: int) -> str:
-    offset, names = 0, set()
+    offset = 0
+    names: set[bytes] = set()
     while offset + 8 <= size and len(names) < 10_000:
         file.seek(offset)
         header = file.read(16)
@@ -172,9 +176,9 @@ def _open_video(path: Path, threads: int) -> Iterator[tuple[InputContainer, Vide
     name = sniff_container(path)
     with path.open("rb") as file:
         _check_complete(file, name, path)
-        options = {"protocol_whitelist": "file", "format_whitelist": name, "max_pixels": str(MAX_PIXELS)}
+        options = {"protocol_whitelist": "file", "format_whitelist": name}
         try:
-            with av.open(file, format=name, container_options=options, io_open=_refuse_open) as container:
+            with av.open(file, "r", format=name, container_options=options, io_open=_refuse_open) as container:
                 streams = [s for s in container.streams.video if not _is_picture(s)]
                 if not streams:
                     raise MediaError("no_video_stream", path)
@@ -197,7 +201,8 @@ def _check_size(stream: VideoStream, path: Path) -> None:
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
         raise MediaError("too_large", path, f"{width} x {height} pixels, at most {MAX_PIXELS} and {MAX_SIDE} a side")
     if width < 2 or height < 2:
-        raise MediaError("decode_failed", path, f"{width} x {height} pixels")
+        # Also what is left of a size beyond the decoder's own limit, some 16384 x 16384.
+        raise MediaError("decode_failed", path, f"no picture size that a decoder takes ({width} x {height})")
 
 
 def _index(container: InputContainer, stream: VideoStream, path: Path) -> _Index:
@@ -212,7 +217,8 @@ def _index(container: InputContainer, stream: VideoStream, path: Path) -> _Index
                 raise MediaError("too_large", path, f"more than {MAX_TIMED_FRAMES} frames")
     if not rows:
         raise MediaError("no_video_stream", path, "its video stream has no frames")
-    if stream.frames and len(rows) < 0.98 * stream.frames - 1:
+    # Other containers count empty slots (AVI) or estimate.
+    if container.format.name == "mov" and len(rows) < 0.98 * stream.frames - 1:
         raise MediaError("truncated", path, f"{len(rows)} of {stream.frames} frames")
     base = float(stream.time_base or 0)
     presented = all(row[0] is not None for row in rows)
@@ -332,10 +338,8 @@ def _decode(
 ) -> Iterator[VideoFrame]:
     """The wanted frames in order; groups of pictures without one are not decoded."""
     due = deque(wanted.tolist())
-    counted = 0
-    for frame in _frames_of(container, stream, index.needed(wanted)):
+    for counted, frame in enumerate(_frames_of(container, stream, index.needed(wanted))):
         position = counted
-        counted += 1
         if index.ticks is not None:
             if frame.pts is None:
                 raise MediaError("no_timestamps", path, "a decoded frame has no time")
@@ -382,6 +386,6 @@ def _upright(frame: VideoFrame, stream: VideoStream, short_side: int | None, pat
         raise MediaError("too_large", path, f"{width} x {height} pixels")
     scale = 1.0 if short_side is None else min(1.0, short_side / min(width, height))
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    picture = frame.reformat(*size, format="rgb24", interpolation=Interpolation.AREA).to_ndarray()
+    picture = frame.reformat(*size, format="rgb24", interpolation=Interpolation.AREA).to_ndarray().astype(np.uint8)
     turns = round(frame.rotation / 90)
     return np.ascontiguousarray(np.rot90(picture, turns)) if turns % 4 else picture

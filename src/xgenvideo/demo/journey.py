@@ -30,14 +30,16 @@ class DemoSize:
     seed: int = 0
 
 
+# The figures of the evaluation that stand at the top of the summary.
+LIFTED = ("temporal_qa", "twin_choice", "chance", "retrieval_", "caption_cider", "heldout_")
 FULL = DemoSize("full", clips=640, steps=600)
 QUICK = DemoSize("quick", clips=48, steps=30)
 
 
 def run_demo(out: Path, size: DemoSize, say: Callable[[str], None]) -> dict[str, Any]:
     """Run or resume the journey in `out`; returns the summary, which is also in out/summary.json beside report.html."""
-    config = override(find("tiny"), [f"data.shards={out / 'dataset'}", f"train.steps={size.steps}"])
-    records = run_stages(out, plan_stages(out, size, config), say)
+    config = override(find("tiny"), [f"data.shards={out / 'curated' / 'dataset'}", f"train.steps={size.steps}"])
+    records = run_stages(out, plan_stages(out, size, config, say), say)
     summary = summarise(size, records)
     targets = judge(summary, quick=size.name == "quick")
     summary["targets"] = [target.to_dict() for target in targets]
@@ -46,9 +48,9 @@ def run_demo(out: Path, size: DemoSize, say: Callable[[str], None]) -> dict[str,
     return summary
 
 
-def plan_stages(out: Path, size: DemoSize, config: RunConfig) -> list[Stage]:
+def plan_stages(out: Path, size: DemoSize, config: RunConfig, say: Callable[[str], None]) -> list[Stage]:
     """The stages in order. The rooms named are those whose code decides the result of the stage."""
-    raw, dataset, run, release = out / "raw", out / "dataset", out / "run", out / "release"
+    raw, dataset, run, release = out / "raw", out / "curated" / "dataset", out / "run", out / "release"
     evaluation = out / "evaluation.json"
     return [
         Stage(
@@ -61,10 +63,11 @@ def plan_stages(out: Path, size: DemoSize, config: RunConfig) -> list[Stage]:
         ),
         Stage(
             "curate",
-            lambda: steps.curate_clips(raw, dataset, config),
-            "dataset",
+            lambda: steps.curate_clips(raw, dataset, config, say),
+            "curated",
             ("curate", "data", "demo/steps.py", "demo/score.py"),
             {"vocab": config.model.decoder.vocab},
+            resumes=True,
         ),
         Stage(
             "train",
@@ -80,7 +83,7 @@ def plan_stages(out: Path, size: DemoSize, config: RunConfig) -> list[Stage]:
             "evaluation.json",
             ("evaluate", "infer"),
         ),
-        Stage("export", lambda: steps.export_run(run, release, evaluation), "release", ("release",)),
+        Stage("export", lambda: steps.export_run(run, release, dataset, evaluation), "release", ("release",)),
         Stage(
             "answer",
             lambda: steps.answer_clips(release, raw, dataset, out / "answers.json", size.answered_clips),
@@ -90,7 +93,7 @@ def plan_stages(out: Path, size: DemoSize, config: RunConfig) -> list[Stage]:
         ),
         Stage(
             "real",
-            lambda: steps.curate_real(out / "real", config),
+            lambda: steps.curate_real(out / "real", config, say),
             "real",
             ("curate", "data"),
             {"installed": steps.real_clips_installed()},
@@ -100,13 +103,14 @@ def plan_stages(out: Path, size: DemoSize, config: RunConfig) -> list[Stage]:
 
 def summarise(size: DemoSize, records: dict[str, StageRecord]) -> dict[str, Any]:
     """All figures of the journey under the names that its users rely on."""
-    curated, trained = records["curate"].result, records["train"].result
+    curated, trained, evaluation = (records[name].result for name in ("curate", "train", "evaluate"))
     return {
         "version": __version__,
         "size": asdict(size),
         **curated,
         **trained,
-        **records["evaluate"].result,
+        **{name: value for name, value in evaluation.items() if name.startswith(LIFTED)},
+        "evaluation": evaluation,
         "real": records["real"].result,
         "seconds_by_stage": {name: record.seconds for name, record in records.items()},
         "peak_rss_mb_by_stage": {name: record.peak_rss_mb for name, record in records.items()},

@@ -13,6 +13,7 @@ from xgenvideo.demo.charts import Line, line_chart
 from xgenvideo.demo.score import REASONS, Target
 from xgenvideo.records import Sample
 
+NOT_MEASURED = "not measured"
 STRIP_FRAMES = 8
 STRIP_PIXELS = 132
 
@@ -58,7 +59,7 @@ class ReportData:
 def write_report(path: Path, data: ReportData) -> None:
     """Write the page; replaces an older one at once."""
     pages = Environment(loader=PackageLoader("xgenvideo.demo"), autoescape=True, undefined=StrictUndefined)
-    pages.filters["figure"] = figure
+    pages.filters |= {"figure": figure, "percent": percent}
     text = pages.get_template("report.html").render(
         data=data,
         summary=data.summary,
@@ -77,7 +78,7 @@ def write_report(path: Path, data: ReportData) -> None:
 def charts(metrics: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """Title and SVG of every curve that the metrics have points for."""
     wanted = {
-        "Loss": [("next token", "loss_next_token"), ("contrastive", "loss_contrastive")],
+        "Loss": [("sum", "loss"), ("next token", "loss_next_token"), ("contrastive", "loss_contrastive")],
         "Learning rate": [("lr", "lr")],
         "Gradient norm": [("norm", "grad_norm")],
     }
@@ -168,8 +169,15 @@ def picture(jpeg: bytes, pixels: int = STRIP_PIXELS) -> str:
 
 def figure(value: Any) -> str:
     """A number for people: whole numbers with commas, others with three digits that matter."""
+    if value is None:
+        return NOT_MEASURED
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if float(value).is_integer() and abs(value) >= 1:
         return f"{int(value):,}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def percent(value: float | None) -> str:
+    """A share as percent."""
+    return NOT_MEASURED if value is None else f"{100 * value:.1f} %"

@@ -56,18 +56,17 @@ def run_stages(out: Path, stages: list[Stage], say: Callable[[str], None]) -> di
         if same and known.done and (out / stage.folder).exists():
             say(f"{title}: done before, in {known.seconds:.0f} s")
             continue
-        if not (same and not known.done):
-            known = StageRecord(fingerprint)
         say(f"{title} ...")
-        records[stage.name] = _run(out, stage, known, records)
+        begun = same and not known.done
+        if not (begun and stage.resumes):
+            _remove(out / stage.folder)
+        records[stage.name] = _run(out, stage, known if begun else StageRecord(fingerprint), records)
         say(f"{title}: {records[stage.name].seconds:.1f} s, {records[stage.name].peak_rss_mb:.0f} MB")
     return {stage.name: records[stage.name] for stage in stages}
 
 
 def _run(out: Path, stage: Stage, known: StageRecord, records: dict[str, StageRecord]) -> StageRecord:
-    """Run one stage; the time of a try that fails is kept, so that the sum is what the stage really took."""
-    if not (stage.resumes and known.seconds > 0):
-        _remove(out / stage.folder)
+    """Run one stage. Time and memory of a try that fails or is interrupted are kept; only a kill -9 loses them."""
     started, result, done = time.perf_counter(), known.result, False
     records[stage.name] = known
     _write(out / "stages.json", records)
@@ -123,6 +122,20 @@ def write_json(path: Path, values: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+class Milestones:
+    """Says where curation is, when a step begins and then every ten seconds."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say, self._stage, self._said = say, "", 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Called for every item."""
+        now = time.monotonic()
+        if stage != self._stage or now - self._said >= 10:
+            self._say(f"{stage}: {done} of {total}")
+            self._stage, self._said = stage, now
 
 
 class MemoryWatch:

@@ -18,6 +18,7 @@ from xgenvideo.evaluate.cider import cider
 from xgenvideo.evaluate.controls import CONTROLS, FULL, pair_name
 from xgenvideo.evaluate.measure import Point, Subject, Tally, measure, twin_captions
 from xgenvideo.evaluate.metrics import RECALL_AT, Estimate, bootstrap, choose, retrieval
+from xgenvideo.infer.probe import weights_digest
 from xgenvideo.models.video_lm import VideoLM
 from xgenvideo.objectives import contrastive_loss, sigmoid_contrastive_loss
 
@@ -38,6 +39,8 @@ def evaluate(
 ) -> Results:
     """All figures over a split (its first `limit` clips) as JSON values; None where there is nothing to measure.
 
+    `weights` names the model that was measured, so that a release cannot carry the figures of another one.
+
     Options and captions are compared by the summed log-likelihood of their tokens. `seed` decides the permutations of
     the shuffled control and the bootstrap. Raises DataError for a split without a readable clip or a corrupt shard,
     ConfigError for a tokenizer that does not fit the model.
@@ -53,7 +56,12 @@ def evaluate(
         tally = measure(Subject(model, tokenizer, config, dataset, cache, seed), rows)
         if not tally.rows:
             raise DataError(f"{dataset.folder}: no clip of the split {split!r} can be read; it has {dataset.counts}")
-        results = {"split": split, "clips": len(tally.rows), "clips_skipped": tally.skipped}
+        results = {
+            "weights": weights_digest(model),
+            "split": split,
+            "clips": len(tally.rows),
+            "clips_skipped": tally.skipped,
+        }
         results |= _losses(model, config, tally) | _choices(tally, seed) | _twins(tally, seed)
         results |= _retrieval(tally, seed) | _captions(tally, seed)
     finally:

@@ -1,4 +1,4 @@
-"""A fingerprint of what a model computes, to compare processes. Run: python -m xgenvideo.infer.probe RELEASE [THREADS]."""
+"""A fingerprint of what a model computes, to compare processes: python -m xgenvideo.infer.probe RELEASE [THREADS]."""
 
 import hashlib
 import sys
@@ -34,6 +34,15 @@ def logits_digest(model: VideoLM) -> str:
     for part in (logits, text, model.video_embedding(latents)):
         digest.update(_bits(part))
     model.train(training)
+    return digest.hexdigest()
+
+
+def weights_digest(model: VideoLM) -> str:
+    """SHA-256 over names, shapes and bits of all weights: equal for equal models on every machine."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(_bits(tensor))
     return digest.hexdigest()
 
 

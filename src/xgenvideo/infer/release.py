@@ -114,8 +114,14 @@ class Release:
         top_p: float = 1.0,
         seed: int | None = None,
     ) -> str:
-        """The answer to `prompt` about a video, or a caption for an empty prompt."""
+        """The answer to `prompt` about a video, or a caption for an empty prompt.
+
+        Raises ConfigError for a prompt longer than a training text, MediaError for a video that cannot be read.
+        """
         ids = question_ids(prompt, self.tokenizer) if prompt.strip() else caption_prompt()
+        if len(ids) > self.config.data.text_tokens:
+            rule = f"must be at most {self.config.data.text_tokens} tokens, the length of a training text"
+            raise ConfigError("prompt", f"{prompt[:60]}... ({len(ids)} tokens)", rule)
         latents = self.latents(video)
         written = generate(self.model, self.tokenizer, latents, [ids], max_new_tokens, temperature, top_p, seed)
         return self.tokenizer.decode(written[0]).strip()

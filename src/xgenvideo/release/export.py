@@ -13,12 +13,13 @@ from typing import Any
 import torch
 
 import xgenvideo
+from xgenvideo.checkpoint import Run, load, load_run
 from xgenvideo.config import RunConfig
-from xgenvideo.data.dataset import sha256_of
+from xgenvideo.data.dataset import Dataset, open_dataset, sha256_of
 from xgenvideo.data.shards import sync
 from xgenvideo.data.tokenizer import Tokenizer
-from xgenvideo.errors import ReleaseError
-from xgenvideo.infer.probe import logits_digest
+from xgenvideo.errors import DataError, ReleaseError
+from xgenvideo.infer.probe import logits_digest, weights_digest
 from xgenvideo.infer.release import (
     CONFIG,
     DESCRIPTION,
@@ -32,10 +33,47 @@ from xgenvideo.infer.release import (
 from xgenvideo.models.video_lm import VideoLM
 from xgenvideo.models.vision import DEVIATION, MEAN, encoder_hash
 from xgenvideo.release.card import CARD, model_card
+from xgenvideo.release.figures import run_figures
 from xgenvideo.release.weights import MAX_SHARD_BYTES, write_weights
 
 LICENCE = "apache-2.0"
 CHECK_SECONDS = 3600
+
+
+def export(
+    run: Path,
+    out: Path,
+    dataset: Path | None = None,
+    evaluation: dict[str, Any] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    licence: str = LICENCE,
+) -> Path:
+    """Release the newest verified checkpoint of a run folder as the folder `out`; returns it.
+
+    `dataset` is the folder that the run was trained on (default: its `data.shards`, where that is still there),
+    `evaluation` what `evaluate` returned; without them the model card says that they are not known. Raises
+    CheckpointError for a run without a checkpoint, DataError for another dataset than the run's, and ReleaseError.
+    """
+    trained = load_run(Path(run))
+    opened = _dataset(trained, dataset)
+    figures = run_figures(Path(run), trained.step, trained.config, trained.model, opened, evaluation)
+    return write_release(trained.model, trained.tokenizer, trained.config, figures, Path(out), max_shard_bytes, licence)
+
+
+def _dataset(trained: Run, folder: Path | None) -> Dataset | None:
+    """The dataset of the card. One that is named must be the one in the checkpoint's loader state."""
+    shards = trained.config.data.shards
+    if folder is None and (not shards or not Path(shards).is_dir()):
+        return None
+    dataset = open_dataset(Path(folder or shards))
+    loader = load(trained.checkpoint, parts=()).state.get("loader")
+    expected = loader.get("fingerprint") if isinstance(loader, dict) else None
+    if expected not in (None, dataset.fingerprint):
+        raise DataError(
+            f"{dataset.folder}: has the fingerprint {dataset.fingerprint[:12]}, the run's is {expected[:12]}; "
+            "give the run's own dataset, so that the model card tells the truth"
+        )
+    return dataset
 
 
 def write_release(
@@ -55,6 +93,7 @@ def write_release(
     out = Path(out).absolute()
     if out.exists():
         raise ReleaseError(f"{out}: is there already; releases are never overwritten. Give another --out or remove it")
+    _check_evaluation(model, figures["evaluation"])
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f"{out.name}.tmp-{secrets.token_hex(4)}")
     temporary.mkdir()
@@ -66,6 +105,16 @@ def write_release(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return out
+
+
+def _check_evaluation(model: VideoLM, evaluation: dict[str, Any] | None) -> None:
+    """Refuse figures that were measured on other weights than those to be released."""
+    measured = evaluation.get("weights") if evaluation else None
+    if evaluation and measured != weights_digest(model):
+        raise ReleaseError(
+            f"the evaluation is of the weights {str(measured)[:12]}, those to be released are "
+            f"{weights_digest(model)[:12]}: run `xgv evaluate` again, then export"
+        )
 
 
 def _write(

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import statistics
 from collections import Counter
 from pathlib import Path
@@ -16,6 +17,11 @@ from xgenvideo.data.dataset import Dataset
 from xgenvideo.models.video_lm import VideoLM
 
 METRICS = "metrics.jsonl"
+MACHINE = "machine.json"
+RATES = ("seconds_per_step", "pairs_per_second", "tokens_per_second", "mfu")
+# A source is often a series with a number behind: generated-17.
+SERIAL = re.compile(r"[-_/#:]?\d+$")
+SOURCES_NAMED = 20
 Figures = dict[str, Any]
 
 
@@ -29,7 +35,7 @@ def run_figures(
         "steps_planned": config.train.steps,
         "pairs_seen": step * config.train.global_batch_pairs,
         "parameters": count_parameters(model),
-        "training": training_figures(run / METRICS, step),
+        "training": training_figures(run, step),
         "data": data_figures(dataset) if dataset is not None else None,
         "evaluation": evaluation,
         "hardware": hardware(),
@@ -59,17 +65,41 @@ def _part(name: str) -> str:
     return "decoder self-attention blocks" if first == "decoder" and rest[0] == "layers" else "norms and projections"
 
 
-def training_figures(path: Path, step: int) -> Figures | None:
-    """First and last row of the log up to `step`, and the median of every rate in it; None without a log."""
-    rows = [row for row in _rows(path) if row.get("step", 0) <= step and "loss_next_token" in row]
+def training_figures(run: Path, steps: int) -> Figures | None:
+    """Losses and rates of the first `steps` steps out of the run's log; None without a log.
+
+    A loss is given at the first and the last line of the log that has one; a rate as the median over lines, the first
+    left out because it also pays for warming up. `peak` is what the log's MFU is a fraction of.
+    """
+    rows = [row for row in _rows(run / METRICS) if row.get("step", steps + 1) <= steps]
     if not rows:
         return None
-    rates = {}
-    for name in rows[-1]:
-        found = [row[name] for row in rows[1:] or rows if isinstance(row.get(name), int | float)]
-        if "mfu" in name and found:
-            rates[name] = statistics.median(found)
-    return {"rows": len(rows), "first": rows[0], "last": rows[-1], "median": rates}
+    losses = {name: _ends(rows, name) for name in sorted(rows[-1]) if name.startswith("loss")}
+    rates = {name: _median(rows[1:] or rows, name) for name in RATES if name in rows[-1]}
+    return {"lines": len(rows), "losses": losses, "median": rates, "peak": _peak(run / MACHINE)}
+
+
+def _ends(rows: list[Figures], name: str) -> Figures | None:
+    """First and last value of a figure with their steps; a line whose loss was not finite holds null."""
+    found = [row for row in rows if row.get(name) is not None]
+    if not found:
+        return None
+    first, last = found[0], found[-1]
+    return {"first": first[name], "first_step": first["step"], "last": last[name], "last_step": last["step"]}
+
+
+def _median(rows: list[Figures], name: str) -> float | None:
+    found = [row[name] for row in rows if row.get(name) is not None]
+    return float(statistics.median(found)) if found else None
+
+
+def _peak(path: Path) -> str | None:
+    """Where the peak of the run's MFU is from, as training noted it."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return f"{values['flops_per_second'] / 1e12:.3g} TFLOP/s, {values['source']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _rows(path: Path) -> list[Figures]:
@@ -91,14 +121,18 @@ def data_figures(dataset: Dataset) -> Figures:
     """Counts, hours, sources and licences out of the manifest, and the card that curation wrote."""
     splits: Figures = {}
     licences: Counter[str] = Counter()
+    sources: Counter[str] = Counter()
     for split in sorted(dataset.counts):
         rows = list(dataset.rows(split))
         splits[split] = {"clips": len(rows), "hours": sum(row.seconds for row in rows) / 3600}
         licences.update(row.licence for row in rows)
+        sources.update(SERIAL.sub("", row.source) for row in rows)
     return {
         "fingerprint": dataset.fingerprint,
         "splits": splits,
         "licences": dict(licences.most_common()),
+        "sources": dict(sources.most_common(SOURCES_NAMED)),
+        "sources_not_named": max(0, len(sources) - SOURCES_NAMED),
         "card": dataset.card,
     }
 

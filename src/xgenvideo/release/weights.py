@@ -24,7 +24,7 @@ def write_weights(state: dict[str, Tensor], folder: Path, max_shard_bytes: int =
     if max_shard_bytes < 1:
         raise ConfigError("max_shard_bytes", max_shard_bytes, "must be at least 1")
     parts = list(split(state, max_shard_bytes))
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(parts, start=1):
         shard = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
         # A clone each: safetensors refuses tensors that share memory.

@@ -64,7 +64,8 @@ def _cached(model: VideoLM, parts: list[Batch], features: list[Tensor], config: 
     loss = LOSSES[config.objective.contrastive](world.gather(videos), world.gather(texts), model.logit_scale, groups)
     # The logit scale gets its gradient here, once; the embeddings' gradients wait for the training pass.
     (config.objective.contrastive_weight * loss).backward()
-    assert videos.grad is not None and texts.grad is not None
+    assert videos.grad is not None, "the loss reaches every video embedding"
+    assert texts.grad is not None, "the loss reaches every text embedding"
     sizes = [len(part) for part in parts]
     stored = zip(videos.grad.split(sizes), texts.grad.split(sizes), strict=True)
     return Contrastive([_inner_product(video, text) for video, text in stored], [loss.detach()])

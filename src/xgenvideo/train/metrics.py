@@ -1,24 +1,169 @@
-"""What one step measured."""
+"""What a step tells: losses and counts from the step itself, speed and MFU from the clock.
 
+MFU is model FLOPs (plan/flops.py: encoder once, trainable parts three times, causal attention counted as half the
+square) over what the machine could have done in that time. Its peak is the data sheet's for a known GPU in bf16,
+otherwise measured once a run folder with a large matrix product, and named in every summary.
+"""
+
+import json
+import math
+import resource
+import sys
+import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
+
+from xgenvideo.checkpoint.save import replace_synced
+from xgenvideo.config import RunConfig
+from xgenvideo.data.batch import Batch
+from xgenvideo.models.video_lm import VideoLM
+from xgenvideo.plan.flops import training_flops
+from xgenvideo.plan.hardware import GPUS
+
+MEASURED_SIZE = {"cpu": 1024, "cuda": 8192}
+MEASURED_SECONDS = 0.4
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """One step's figures. tokens and frames count what is computed, padding included; valid_tokens what is learnt."""
+    """One step. `step` counts from 1; `tokens` are text tokens without padding, `frames` is the padded F of the batch.
+
+    `finite` False: the loss or the gradient was not, and the weights were left as they were.
+    """
 
     step: int
+    finite: bool
+    loss: float
     loss_next_token: float
     loss_contrastive: float
     grad_norm: float
     lr: float
-    skipped: bool
     pairs: int
-    valid_tokens: int
     tokens: int
+    text_tokens: int
     frames: int
+    encoded_frames: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """The figures by name."""
-        return asdict(self)
+    @staticmethod
+    def of(
+        step: int,
+        batch: Batch,
+        finite: bool,
+        lr: float,
+        loss: Tensor,
+        next_token: Tensor,
+        contrastive: Tensor,
+        norm: Tensor,
+    ) -> "Metrics":
+        """Read the figures of a step from the device."""
+        return Metrics(
+            step=step,
+            finite=finite,
+            loss=float(loss),
+            loss_next_token=float(next_token),
+            loss_contrastive=float(contrastive),
+            grad_norm=float(norm),
+            lr=lr,
+            pairs=len(batch),
+            tokens=int((batch.documents >= 0).sum()),
+            text_tokens=batch.tokens.shape[1],
+            frames=batch.pts.shape[1],
+            encoded_frames=int(batch.frame_mask.sum()) if batch.frames is not None else 0,
+        )
+
+
+@dataclass(frozen=True)
+class Peak:
+    """FLOP/s that the machine's matrix unit can do, and where the figure is from."""
+
+    flops_per_second: float
+    source: str
+
+
+class Meter:
+    """Sums work and time between two log lines. Time is that of steps alone, waiting for data included."""
+
+    def __init__(self, config: RunConfig, peak: Peak) -> None:
+        self.config, self.peak = config, peak
+        self._reset()
+
+    def _reset(self) -> None:
+        self._seconds = self._flops = 0.0
+        self._steps = self._pairs = self._tokens = 0
+
+    def add(self, metrics: Metrics, seconds: float) -> None:
+        """Count a step that took `seconds`."""
+        flops = training_flops(self.config, metrics.pairs, metrics.text_tokens, metrics.frames, metrics.encoded_frames)
+        self._seconds += seconds
+        self._flops += flops.total
+        self._steps += 1
+        self._pairs += metrics.pairs
+        self._tokens += metrics.tokens
+
+    def take(self) -> dict[str, float]:
+        """Rates since the last call, by name."""
+        seconds = max(self._seconds, 1e-9)
+        rates = {
+            "seconds_per_step": self._seconds / max(1, self._steps),
+            "pairs_per_second": self._pairs / seconds,
+            "tokens_per_second": self._tokens / seconds,
+            "mfu": self._flops / seconds / self.peak.flops_per_second,
+        }
+        self._reset()
+        return rates
+
+
+def row_of(metrics: Metrics, model: VideoLM, rates: dict[str, float], skipped_steps: int) -> dict[str, Any]:
+    """A line of metrics.jsonl. What JSON cannot say (not a number, infinite) is null."""
+    values = asdict(metrics)
+    names = ("step", "loss", "loss_next_token", "loss_contrastive", "grad_norm", "lr")
+    row = {name: values[name] for name in names} | {"logit_scale": float(model.logit_scale.detach()), "gates": model.gates()}
+    row |= {"skipped_steps": skipped_steps, **rates, "peak_rss_mb": peak_rss_mb()}
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
+    }
+
+
+def peak_rss_mb() -> float:
+    """Most memory that this process has had, in MB (10^6 bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def machine_peak(device: torch.device, precision: str, memo: Path) -> Peak:
+    """The machine's peak, measured or from a data sheet. `memo`: a JSON file that remembers a measurement."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    known = next((gpu for gpu in GPUS if gpu.name.upper() in name.upper().split()), None)
+    if known is not None and precision == "bf16":
+        return Peak(known.bf16_flops_per_second, f"data sheet of the {known.title}, dense bf16")
+    threads = torch.get_num_threads() if device.type == "cpu" else 0
+    machine = {"device": name, "precision": precision, "threads": threads}
+    try:
+        remembered = json.loads(memo.read_text(encoding="utf-8"))
+        if remembered["machine"] == machine:
+            return Peak(float(remembered["flops_per_second"]), str(remembered["source"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not measured yet, or not readable: measuring again is cheap
+    flops = measure_matmul(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    size = MEASURED_SIZE[device.type]
+    peak = Peak(flops, f"measured: {precision} matrix product of size {size} on {name}")
+    values = {"machine": machine, **asdict(peak)}
+    replace_synced(memo, (json.dumps(values, indent=2) + "\n").encode())
+    return peak
+
+
+def measure_matmul(device: torch.device, dtype: torch.dtype) -> float:
+    """Best FLOP/s of a square matrix product, over MEASURED_SECONDS. The best: others may be using the machine."""
+    size = MEASURED_SIZE[device.type]
+    left, right = (torch.full((size, size), 0.5, device=device, dtype=dtype) for _ in range(2))
+    best, started = 0.0, time.perf_counter()
+    while best == 0 or time.perf_counter() - started < MEASURED_SECONDS:
+        begun = time.perf_counter()
+        # Reading one value waits for the device.
+        float((left @ right)[0, 0])
+        best = max(best, 2 * size**3 / (time.perf_counter() - begun))
+    return best

@@ -1,90 +1,98 @@
-"""AdamW in three groups, the learning rate as a pure function of the step, and clipping by the global norm."""
+"""AdamW, its groups, and the learning rate as a pure function of the step."""
 
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from xgenvideo.config import OptimizerConfig, RunConfig
-from xgenvideo.models.decoder import Gate
-from xgenvideo.models.video_lm import VideoLM
+from xgenvideo.errors import CheckpointError
+from xgenvideo.models.video_lm import LOGIT_SCALE_LIMIT, VideoLM
+
+# Learned vectors that are matrices in memory; decaying them would pull them to zero for no reason.
+LEARNED_VECTORS = ("resampler.queries", "resampler.slots")
 
 
-class TrainOptimizer:
-    """AdamW over the trainable parameters of a model, by name, so that its state can be saved by name."""
-
-    def __init__(self, model: VideoLM, config: RunConfig) -> None:
-        self.config, self.steps = config.optimizer, config.train.steps
-        self.named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        gates, plain, decayed = _groups(model, self.named)
-        self.adamw = torch.optim.AdamW(
-            [
-                {"params": decayed, "weight_decay": self.config.weight_decay, "lr_scale": 1.0},
-                {"params": plain, "weight_decay": 0.0, "lr_scale": 1.0},
-                {"params": gates, "weight_decay": 0.0, "lr_scale": self.config.gate_lr_scale},
-            ],
-            lr=self.config.lr,
-            betas=(self.config.beta1, self.config.beta2),
-            eps=self.config.eps,
-            fused=True,
-        )
-
-    def zero_grad(self) -> None:
-        """Forget all gradients."""
-        self.adamw.zero_grad(set_to_none=True)
-
-    def clip(self, limit: float) -> Tensor:
-        """Scale all gradients so that their joint norm is at most `limit`; returns the norm before."""
-        return nn.utils.clip_grad_norm_(list(self.named.values()), limit)
-
-    def learning_rate(self, step: int) -> float:
-        """The learning rate of a step, without the gates' scale."""
-        return learning_rate(self.config, self.steps, step)
-
-    def step(self, step: int) -> None:
-        """Update the weights with the gradients there are, at the learning rate of `step`."""
-        lr = self.learning_rate(step)
-        for group in self.adamw.param_groups:
-            group["lr"] = lr * group["lr_scale"]
-        self.adamw.step()
-
-    def state(self) -> dict[str, Tensor]:
-        """Everything AdamW remembers, as NAME.exp_avg, NAME.exp_avg_sq and NAME.step."""
-        return {
-            f"{name}.{part}": value
-            for name, parameter in self.named.items()
-            for part, value in self.adamw.state[parameter].items()
-        }
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take back what `state` gave. A state of no step is empty."""
-        for name, parameter in self.named.items():
-            found = {part: state[f"{name}.{part}"] for part in ("step", "exp_avg", "exp_avg_sq") if state}
-            if found:
-                self.adamw.state[parameter] = {part: value.to(parameter.device) for part, value in found.items()}
+def trained_parameters(model: VideoLM) -> dict[str, torch.nn.Parameter]:
+    """Every parameter that training changes, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def _groups(
-    model: VideoLM, named: dict[str, nn.Parameter]
-) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
-    """Gates; what is not decayed (norms, queries, slots, logit scale); what is (matrices)."""
-    gate_ids = {id(module.weight) for module in model.modules() if isinstance(module, Gate)}
-    gates, plain, decayed = [], [], []
-    for name, parameter in named.items():
-        if id(parameter) in gate_ids:
-            gates.append(parameter)
-        elif parameter.ndim < 2 or name in ("resampler.queries", "resampler.slots"):
-            plain.append(parameter)
-        else:
-            decayed.append(parameter)
-    return gates, plain, decayed
+def is_gate(name: str) -> bool:
+    """Whether a parameter is the scalar of a tanh gate."""
+    return name.endswith("_gate.weight")
 
 
-def learning_rate(config: OptimizerConfig, steps: int, step: int) -> float:
-    """Linear warm-up over `warmup_fraction` of `steps`, then a cosine to `lr * min_lr_fraction` at the last step."""
-    warmup = math.ceil(config.warmup_fraction * steps)
-    if step < warmup:
-        return config.lr * (step + 1) / warmup
-    progress = min(1.0, (step - warmup) / max(1, steps - 1 - warmup))
+def decays(name: str, parameter: Tensor) -> bool:
+    """Weight decay is for matrices: not for gates, norms, biases, queries, slot embeddings, logit scale."""
+    return parameter.ndim > 1 and name not in LEARNED_VECTORS
+
+
+def build_optimizer(model: VideoLM, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW over the trained parameters in three groups: decayed, not decayed, gates (with their own learning rate)."""
+    named = trained_parameters(model)
+    gates = [parameter for name, parameter in named.items() if is_gate(name)]
+    matrices = [parameter for name, parameter in named.items() if decays(name, parameter)]
+    vectors = [parameter for name, parameter in named.items() if not decays(name, parameter) and not is_gate(name)]
+    return torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": config.weight_decay, "lr_scale": 1.0},
+            {"params": vectors, "weight_decay": 0.0, "lr_scale": 1.0},
+            {"params": gates, "weight_decay": 0.0, "lr_scale": config.gate_lr_scale},
+        ],
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        fused=True,
+    )
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
+    """Learning rate of step 0 to steps - 1: linear up over the warm-up, then a cosine that ends at its floor."""
+    warmup_steps = round(config.warmup_fraction * steps)
+    if step < warmup_steps:
+        return config.lr * (step + 1) / warmup_steps
+    progress = (step + 1 - warmup_steps) / max(1, steps - warmup_steps)
     floor = config.min_lr_fraction
-    return config.lr * (floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2)
+    return config.lr * (floor + (1 - floor) * (1 + math.cos(math.pi * min(1.0, progress))) / 2)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, config: RunConfig, step: int) -> float:
+    """Give every group its learning rate for `step`; returns the one of the matrices."""
+    lr = learning_rate(config.optimizer, step, config.train.steps)
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+    return lr
+
+
+def clip_gradients(model: VideoLM, limit: float) -> Tensor:
+    """Scale all gradients together so that their norm is at most `limit`; returns the norm before."""
+    return torch.nn.utils.clip_grad_norm_(trained_parameters(model).values(), limit, foreach=True)
+
+
+@torch.no_grad()
+def clamp_logit_scale(model: VideoLM) -> None:
+    """Keep the contrastive temperature between 1 and 1/100 (CLIP, arXiv 2103.00020, section 2.5)."""
+    model.logit_scale.clamp_(0.0, LOGIT_SCALE_LIMIT)
+
+
+def optimizer_tensors(model: VideoLM, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as flat tensors named PARAMETER/exp_avg and so on; no numbering, so a layout may change."""
+    named = trained_parameters(model)
+    return {
+        f"{name}/{kind}": tensor
+        for name, parameter in named.items()
+        for kind, tensor in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def restore_optimizer(model: VideoLM, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Take back what `optimizer_tensors` gave. Raises CheckpointError for state of an unknown parameter or shape."""
+    named = trained_parameters(model)
+    optimizer.state.clear()
+    for full_name, tensor in tensors.items():
+        name, _, kind = full_name.rpartition("/")
+        if name not in named or (kind != "step" and named[name].shape != tensor.shape):
+            raise CheckpointError(f"optimizer state {full_name} {list(tensor.shape)} fits no parameter of this model")
+        # AdamW keeps its step counter wherever it made it; fused kernels want it beside the parameter.
+        optimizer.state[named[name]][kind] = tensor.to(named[name].device)

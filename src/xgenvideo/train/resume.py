@@ -1,93 +1,171 @@
-"""Going on with a run: the same config in the same directory, the newest checkpoint that verifies, state put back."""
+"""From a run in memory to a snapshot and back: what is saved, and what a run refuses to continue from."""
 
-import os
-import sys
-from dataclasses import asdict
+import dataclasses
+import hashlib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from xgenvideo.checkpoint import Checkpoint, checkpoints, load_checkpoint, newest_verified
-from xgenvideo.config import RunConfig, load
-from xgenvideo.data.tokenizer import Tokenizer
-from xgenvideo.errors import CheckpointError, ConfigError
-from xgenvideo.models.vision import encoder_hash
+from xgenvideo import __version__
+from xgenvideo.checkpoint import Snapshot, load, search
+from xgenvideo.checkpoint.run import CHECKPOINTS, check_encoder, restore_weights
+from xgenvideo.config import RunConfig
+from xgenvideo.data.loader import Loader
+from xgenvideo.errors import CheckpointError, ConfigError, TrainError
+from xgenvideo.models.video_lm import VideoLM, trainable_state
+from xgenvideo.train.optimizer import optimizer_tensors, restore_optimizer
 
-if TYPE_CHECKING:
-    from xgenvideo.train.loop import Run
-
-# What may differ between two calls of one run: it changes when things are written, never what is computed.
-FREE = (
+# Settings that a run may change when it goes on. train.steps stretches the rest of the learning-rate schedule. A path
+# may move: the dataset is known by its fingerprint, the encoder by the hash of its weights. Everything else decides
+# what is learnt, and is refused.
+MAY_CHANGE = (
+    "name",
+    "data.shards",
+    "data.pairs_expected",
+    "model.vision.weights",
+    "train.steps",
     "train.stop_after_steps",
-    "train.log_every_steps",
     "train.save_every_steps",
     "train.keep_checkpoints",
+    "train.log_every_steps",
     "train.eval_every_steps",
+    "train.threads",
 )
 
 
-def claim(out: Path, config: RunConfig, tokenizer: Tokenizer) -> None:
-    """Write config.json and tokenizer.json of a new run; refuse another config for an old one. Raises ConfigError."""
-    file = out / "config.json"
-    if file.exists():
-        differing = _differing(asdict(load(file)), asdict(config))
-        for name, (old, new) in differing.items():
-            raise ConfigError(
-                name, new, f"the run in {out} was started with {old!r}; choose another --out or that value"
-            )
-        return
-    if checkpoints(out / "checkpoints"):
-        raise CheckpointError(f"{file}: is missing though there are checkpoints; put it back or choose another --out")
-    tokenizer.save(out / "tokenizer.json")
-    temporary = out / "config.json.tmp"
-    config.save(temporary)
-    os.replace(temporary, file)
+@dataclass
+class Training:
+    """A run in memory. `step`: optimizer steps done; `skipped_steps`: those that were not finite, all and in a row."""
+
+    config: RunConfig
+    model: VideoLM
+    loader: Loader
+    optimizer: torch.optim.AdamW
+    encoder_hash: str
+    tokenizer_sha256: str
+    step: int = 0
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    started_from: Path | None = None
 
 
-def _differing(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Settings by dotted name that differ and decide what is computed."""
-    found: dict[str, tuple[Any, Any]] = {}
-    for key, value in new.items():
-        name, before = prefix + key, old.get(key)
-        if isinstance(value, dict) and isinstance(before, dict):
-            found |= _differing(before, value, name + ".")
-        elif value != before and name not in FREE:
-            found[name] = (before, value)
-    return found
+def snapshot_of(training: Training) -> Snapshot:
+    """Everything that the next step depends on. The frozen encoder and the dataset are named, not saved."""
+    tensors = {
+        "model": trainable_state(training.model),
+        "optimizer": optimizer_tensors(training.model, training.optimizer),
+        "random": random_states(),
+    }
+    state = {
+        "loader": training.loader.state(),
+        "skipped_steps": training.skipped_steps,
+        "skipped_in_a_row": training.skipped_in_a_row,
+        "dataset_fingerprint": training.loader.dataset.fingerprint,
+        "encoder_hash": training.encoder_hash,
+        "tokenizer_sha256": training.tokenizer_sha256,
+        "xgenvideo_version": __version__,
+        "torch_version": torch.__version__,
+        "device": str(training.model.logit_scale.device),
+        "threads": torch.get_num_threads(),
+    }
+    return Snapshot(training.step, training.config, tensors, state)
 
 
-def restore(run: "Run", folder: Path) -> None:
-    """Put the newest verified checkpoint into a run; a run without any starts at step 0.
+def restore(training: Training, path: Path) -> list[str]:
+    """Go on from the checkpoint at `path`; returns what a person should know, one line each.
 
-    Says on stderr which newer ones were passed over and why. Raises CheckpointError where there are checkpoints and none verifies.
+    Raises CheckpointError for another model or frozen encoder, ConfigError for settings that decide what is learnt,
+    DataError for another dataset.
     """
-    found = newest_verified(folder) if folder.is_dir() else None
-    for reason in found.refused if found else ():
-        print(f"passed over: {reason}", file=sys.stderr)
-    if found is None or found.newest is None:
-        if found and found.refused:
-            raise CheckpointError(
-                f"{folder}: none of {len(found.refused)} checkpoints verifies; a run is never restarted over them. "
-                "Restore one from a backup, or choose another --out"
-            )
-        return
-    put_back(run, load_checkpoint(found.newest))
-
-
-def put_back(run: "Run", checkpoint: Checkpoint) -> None:
-    """All state of a checkpoint into a run. Raises CheckpointError where the frozen encoder or a tensor is another."""
-    own = encoder_hash(run.model.vision)
-    if checkpoint.state["encoder"] != own:
+    snapshot = load(path)
+    state = snapshot.state
+    check_settings(path, snapshot.config, training.config)
+    check_encoder(path, state.get("encoder_hash"), training.encoder_hash)
+    if state["tokenizer_sha256"] != training.tokenizer_sha256:
         raise CheckpointError(
-            f"step {checkpoint.step}: was trained on the encoder {checkpoint.state['encoder'][:16]}, model.vision.weights "
-            f"now gives {own[:16]}; use the same weights"
+            f"{path}: was trained with another tokenizer; give the dataset of this run, or a new --out"
         )
-    missing, unexpected = run.model.load_state_dict(checkpoint.tensors["model"], strict=False)
-    missing = [name for name in missing if not name.startswith("vision.")]
-    if missing or unexpected:
-        raise CheckpointError(f"step {checkpoint.step}: tensors missing {missing[:5]}, unexpected {unexpected[:5]}")
-    run.optimizer.load_state(checkpoint.tensors["optimizer"])
-    run.loader.load_state(checkpoint.state["loader"])
-    torch.set_rng_state(checkpoint.tensors["random"]["cpu"])
-    run.step = checkpoint.step
+    if snapshot.step > training.config.train.steps:
+        raise ConfigError(
+            "train.steps", training.config.train.steps, f"must be at least the {snapshot.step} steps done"
+        )
+    restore_weights(path, training.model, snapshot.tensors["model"])
+    restore_optimizer(training.model, training.optimizer, snapshot.tensors["optimizer"])
+    training.loader.load_state(state["loader"])
+    restore_random(snapshot.tensors["random"])
+    training.step, training.started_from = snapshot.step, path
+    training.skipped_steps, training.skipped_in_a_row = state["skipped_steps"], state["skipped_in_a_row"]
+    return notes(snapshot, training)
+
+
+def notes(snapshot: Snapshot, training: Training) -> list[str]:
+    """What differs from the run that saved the snapshot and is allowed to."""
+    own = snapshot_of(training).state
+    changed = differences(snapshot.config, training.config)
+    lines = [f"changed: {name} {before!r} -> {after!r}" for name, (before, after) in changed.items()]
+    for name in ("xgenvideo_version", "torch_version", "device", "threads"):
+        if own[name] != snapshot.state.get(name):
+            before = snapshot.state.get(name)
+            lines.append(f"{name} was {before}, is {own[name]}: not bitwise what the same machine would give")
+    return lines
+
+
+def find_checkpoint(out: Path) -> tuple[Path | None, list[str]]:
+    """The checkpoint to go on from, if any, and a line for each newer one that is passed over.
+
+    Raises TrainError when there are checkpoints and none verifies: starting from zero would waste what they hold.
+    """
+    found = search(out / CHECKPOINTS)
+    if found.newest is None and found.refused:
+        cure = "mend or restore one, or give another --out to start from zero"
+        raise TrainError(f"{out}: none of its checkpoints verifies: {'; '.join(found.refused.values())}; {cure}")
+    return found.newest, [f"passed over: {reason}" for reason in found.refused.values()]
+
+
+def check_settings(path: Path, saved: RunConfig, config: RunConfig) -> None:
+    """Raise ConfigError for settings that differ from the saved ones and are not in MAY_CHANGE."""
+    refused = {name: pair for name, pair in differences(saved, config).items() if name not in MAY_CHANGE}
+    if not refused:
+        return
+    first, (_, value) = next(iter(refused.items()))
+    listed = ", ".join(f"{name} was {before!r}, is {after!r}" for name, (before, after) in refused.items())
+    rule = f"a run goes on with the settings it began with, and {path} has others: {listed}. Set them back, or give"
+    raise ConfigError(first, value, f"{rule} another --out; what may change is {', '.join(MAY_CHANGE)}")
+
+
+def differences(before: RunConfig, after: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Dotted names of the settings that differ, with both values."""
+    old, new = flat(dataclasses.asdict(before)), flat(dataclasses.asdict(after))
+    return {name: (old.get(name), new.get(name)) for name in {**old, **new} if old.get(name) != new.get(name)}
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, with dotted names."""
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        result |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return result
+
+
+def random_states() -> dict[str, Tensor]:
+    """The state of torch's generators: CPU, and every GPU where one is used."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states |= {f"cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    return states
+
+
+def restore_random(states: dict[str, Tensor]) -> None:
+    """Take back what `random_states` gave; GPUs that are not here are left out."""
+    torch.set_rng_state(states["cpu"])
+    for i in range(torch.cuda.device_count()):
+        if f"cuda{i}" in states:
+            torch.cuda.set_rng_state(states[f"cuda{i}"], i)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a small file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,65 +1,47 @@
-"""One training step, from a batch to new weights. Everything that happens to the model in training is on this page."""
+"""One training step, on one page. The passes it calls are in passes.py, in the order in which they are called here."""
 
 import torch
-from torch import Tensor
 
 from xgenvideo.config import RunConfig
-from xgenvideo.data.batch import Batch
-from xgenvideo.models.video_lm import LOGIT_SCALE_LIMIT, VideoLM
-from xgenvideo.objectives import next_token_loss, valid_targets
+from xgenvideo.data.loader import Loader
+from xgenvideo.models.video_lm import VideoLM
 from xgenvideo.parallel.world import World
-from xgenvideo.train.contrastive import ContrastiveTerm, contrastive_terms
 from xgenvideo.train.metrics import Metrics
-from xgenvideo.train.optimizer import TrainOptimizer
-from xgenvideo.train.precision import matrix_precision
+from xgenvideo.train.optimizer import clamp_logit_scale, clip_gradients, set_learning_rate
+from xgenvideo.train.passes import contrast, embed_text, encode, forward_backward, microbatches, predicted, resample
 
 
-def train_step(
-    model: VideoLM, optimizer: TrainOptimizer, batch: Batch, step: int, config: RunConfig, world: World
+def training_step(
+    config: RunConfig, model: VideoLM, loader: Loader, optimizer: torch.optim.Optimizer, world: World, step: int
 ) -> Metrics:
-    """Take step number `step` (from 0) on this rank's share of the global batch; returns what it measured.
+    """Load the global batch number `step` (from 0), learn from it once, and say what was seen.
 
-    The next-token loss is normalised by the valid targets of the whole global batch, the contrastive loss is over all
-    its pairs, whatever the microbatches. A step whose gradient is not finite changes nothing and says so.
+    The contrastive loss is exact over the global batch whatever the number of microbatches (gradient caching, arXiv
+    2101.06983): its gradient with respect to all embeddings is worked out first, and joins each microbatch's backward.
     """
-    parts = batch.split(config.layout.microbatch_pairs)
-    valid = world.sum(valid_targets(batch.targets))
-    optimizer.zero_grad()
-    with matrix_precision(config, batch.tokens.device):
-        features = [encode(model, part) for part in parts]
-        contrastive = contrastive_terms(model, parts, features, config, world)
-        loss_sum = torch.zeros((), device=batch.tokens.device)
-        for part, seen, term in zip(parts, features, contrastive.terms, strict=True):
-            loss_sum = loss_sum + forward_backward(model, part, seen, valid, term)
-    norm = optimizer.clip(config.optimizer.clip_norm)
-    finite = bool(torch.isfinite(norm))
+    batch = loader.next_batch().to(world.device)
+    parts = microbatches(batch, config.layout.microbatch_pairs)
+    valid = world.sum(predicted(batch))
+
+    # The visual world: the frozen encoder, then latents and video embeddings, whose graph waits for its gradient.
+    features = [encode(model, part, config.train.precision) for part in parts]
+    videos = [resample(model, part, seen, config, len(parts)) for part, seen in zip(parts, features, strict=True)]
+
+    # Text embeddings, forward only (a single microbatch keeps its graph for the training pass instead).
+    texts = [embed_text(model, part, video, config, len(parts)) for part, video in zip(parts, videos, strict=True)]
+    contrasts = contrast(model, parts, videos, texts, config, world.gather)
+
+    # The training pass: next-token loss over all valid tokens of the global batch, plus the stored gradients.
+    next_token = torch.zeros_like(contrasts.loss)
+    for part, video, text, pull in zip(parts, videos, texts, contrasts.gradients, strict=True):
+        next_token += forward_backward(model, part, video, text, pull, valid, config)
+
+    lr = set_learning_rate(optimizer, config, step)
+    norm = clip_gradients(model, config.optimizer.clip_norm)
+    loss = next_token + config.objective.contrastive_weight * contrasts.loss
+    finite = bool(torch.isfinite(loss) & torch.isfinite(norm))
     if finite:
-        optimizer.step(step)
-        with torch.no_grad():
-            model.logit_scale.clamp_(0, LOGIT_SCALE_LIMIT)
-    return Metrics(
-        step=step,
-        loss_next_token=float(world.sum(loss_sum) / valid),
-        loss_contrastive=float(contrastive.loss()),
-        grad_norm=float(norm),
-        lr=optimizer.learning_rate(step),
-        skipped=not finite,
-        pairs=len(batch) * world.size,
-        valid_tokens=int(valid),
-        tokens=batch.tokens.numel() * world.size,
-        frames=batch.pts.numel() * world.size,
-    )
-
-
-def encode(model: VideoLM, part: Batch) -> Tensor:
-    """Patch features [B F P Wv] of a batch: the cached ones, or the frozen encoder's, without gradient."""
-    return part.features if part.features is not None else model.encode_frames(part.present_frames())
-
-
-def forward_backward(model: VideoLM, part: Batch, features: Tensor, valid: Tensor, term: ContrastiveTerm) -> Tensor:
-    """Add one microbatch's gradients; returns the sum of its next-token losses."""
-    latents = model.latents(features, part.pts, part.frame_mask)
-    logits, text = model(part.tokens, part.positions, part.documents, part.caption_end, latents, part.sees_video)
-    loss_sum, _ = next_token_loss(logits, part.targets)
-    (loss_sum / valid + term(model.video_embedding(latents), text)).backward()
-    return loss_sum.detach()
+        optimizer.step()
+        clamp_logit_scale(model)
+    optimizer.zero_grad(set_to_none=True)
+    return Metrics.of(step + 1, batch, finite, lr, loss, next_token, contrasts.loss, norm)

@@ -1,0 +1,198 @@
+"""The journey of curation: read, decode, judge step by step, write. Run: `xgv curate FOLDER --out DATASET`.
+
+Every score is stored as it is made, in DATASET.work beside the dataset: a killed run goes on, a finished one stays.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from xgenvideo.curate import stages
+from xgenvideo.curate.clips import read_clip
+from xgenvideo.curate.pairs import choose_split, read_entries
+from xgenvideo.curate.report import write_report
+from xgenvideo.curate.settings import CurateSettings
+from xgenvideo.curate.stages import Item, Progress, Workplace
+from xgenvideo.data.shards import write_dataset
+from xgenvideo.data.text import texts
+from xgenvideo.data.tokenizer import train_tokenizer
+from xgenvideo.errors import DataError
+from xgenvideo.records import Pair, Sample
+
+VERSION = 1
+OUR_FILES = ("audit.jsonl", "report.html", "curation.json", "tokenizer.json")
+
+
+@dataclass(frozen=True)
+class CurateSummary:
+    """What curation did. `dropped` counts every reason code; `pairs_failed` of them could not be read or decoded."""
+
+    out: Path
+    pairs_in: int
+    pairs_kept: int
+    pairs_failed: int
+    dropped: dict[str, int]
+    splits: dict[str, int]
+    funnel: dict[str, int]
+    signature: str = field(repr=False)
+
+    def __post_init__(self) -> None:
+        total = self.pairs_kept + sum(self.dropped.values())
+        assert total == self.pairs_in, f"{self.pairs_in} inputs, but {total} outcomes"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self) | {"out": str(self.out)}
+
+
+def curate(
+    source: Path, out: Path, settings: CurateSettings | None = None, progress: Progress | None = None
+) -> CurateSummary:
+    """Turn the raw folder `source` into the dataset `out`, with audit.jsonl, report.html and tokenizer.json beside it.
+
+    Every input ends as kept or with one reason code. `progress(stage, done, total)` is called as it goes. Raises
+    DataError for a folder that cannot be read or an `out` that holds something else, MissingExtra for a step whose
+    package is not installed.
+    """
+    settings = settings or CurateSettings()
+    source, out = Path(source), Path(out)
+    items = [Item(number, entry) for number, entry in enumerate(read_entries(source))]
+    signature = _signature(items, settings)
+    finished = _finished(out, signature)
+    if finished is not None:
+        return finished
+    with Workplace(out.absolute().with_name(out.name + ".work"), settings, progress) as work:
+        _judge(items, work)
+        _publish(items, work, out)
+        summary = _summary(items, out, signature)
+        write_report(out / "report.html", items, summary.to_dict(), settings, work.read_clip)
+    _write_whole(out / "curation.json", json.dumps(summary.to_dict() | {"settings": settings.to_dict()}, indent=1))
+    return summary
+
+
+def _judge(items: list[Item], work: Workplace) -> None:
+    """Every step in order, cheap ones first; each sees only what is still kept."""
+    steps: tuple[tuple[str, Callable[[list[Item], Workplace], None]], ...] = (
+        ("language", stages.judge_languages),
+        ("decode", stages.decode),
+        ("motion", stages.judge_motions),
+        ("text_overlay", stages.judge_texts),
+        ("alignment", stages.judge_alignments),
+        ("duplicates", stages.judge_duplicates),
+    )
+    for name, judge in steps:
+        if name == "decode" or name in work.settings.steps:
+            judge([item for item in items if item.kept], work)
+
+
+def _publish(items: list[Item], work: Workplace, out: Path) -> None:
+    """The dataset in one rename, then what stands beside it."""
+    kept = [item for item in items if item.kept]
+    if out.is_dir() and not (out / "dataset.json").exists():
+        for name in OUR_FILES:  # of an earlier run that kept nothing
+            (out / name).unlink(missing_ok=True)
+    if kept:
+        card = {"curation": VERSION, "settings": work.settings.to_dict(), "dropped": _reasons(items)}
+        write_dataset(out, _samples(kept, work), card)
+        learned = [_pair(item) for item in kept if item.split == "train"]
+        if learned:
+            temporary = out / "tokenizer.json.part"
+            train_tokenizer(texts(learned), work.settings.vocabulary).save(temporary)
+            temporary.replace(out / "tokenizer.json")
+    elif out.exists() and any(out.iterdir()):
+        raise DataError(f"{out}: holds something else, and nothing of the input was kept; give a new folder")
+    out.mkdir(parents=True, exist_ok=True)
+    _write_whole(out / "audit.jsonl", "".join(json.dumps(item.to_dict()) + "\n" for item in items))
+
+
+def _samples(kept: Iterable[Item], work: Workplace) -> Iterator[Sample]:
+    for number, item in enumerate(kept):
+        work.report("write", number)
+        pair = choose_split(_pair(item), work.settings.heldout_share)
+        clip = read_clip(work.clip_path(str(item.content)))
+        yield Sample(
+            key=pair.key,
+            jpegs=clip.jpegs,
+            pts=tuple(round(float(second), 6) for second in clip.pts),
+            caption=pair.caption,
+            source=pair.source,
+            questions=pair.questions,
+            twin=pair.twin,
+            split=str(pair.split),
+            licence=pair.licence,
+            lineage=item.lineage(),
+        )
+
+
+def _pair(item: Item) -> Pair:
+    assert item.entry.pair is not None, f"{item.entry.name} was kept without a record"
+    return item.entry.pair
+
+
+def _reasons(items: list[Item]) -> dict[str, int]:
+    return dict(sorted(Counter(item.reason for item in items if item.reason is not None).items()))
+
+
+def _summary(items: list[Item], out: Path, signature: str) -> CurateSummary:
+    kept = [item for item in items if item.kept]
+    shares = Counter(str(item.split) for item in kept)
+    return CurateSummary(
+        out=out,
+        pairs_in=len(items),
+        pairs_kept=len(kept),
+        pairs_failed=sum(item.failed for item in items),
+        dropped=_reasons(items),
+        splits=dict(sorted(shares.items())),
+        funnel=_funnel(items),
+        signature=signature,
+    )
+
+
+def _funnel(items: list[Item]) -> dict[str, int]:
+    """How many inputs are left after each step."""
+    left, funnel = len(items), {"inputs": len(items)}
+    lost = Counter(item.lost_at for item in items if not item.kept)
+    for step in ("read", "language", "decode", "motion", "text_overlay", "alignment", "duplicates"):
+        left -= lost[step]
+        funnel[step] = left
+    return funnel
+
+
+def _signature(items: list[Item], settings: CurateSettings) -> str:
+    """Hash of the records, of the files' sizes and times, and of the settings."""
+    digest = hashlib.sha256(f"{VERSION} {settings.signature()}".encode())
+    for item in items:
+        digest.update(repr((item.entry.name, item.entry.pair, item.entry.reason)).encode("utf-8", "backslashreplace"))
+        if item.entry.path is not None and item.entry.path.is_file():
+            status = item.entry.path.stat()
+            digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def _finished(out: Path, signature: str) -> CurateSummary | None:
+    """The summary of an earlier run of the same thing; refuses a folder where another one was curated."""
+    record = out / "curation.json"
+    if not record.exists():
+        return None
+    values = json.loads(record.read_text(encoding="utf-8"))
+    if values["signature"] != signature:
+        if (out / "dataset.json").exists():
+            raise DataError(f"{out}: was curated from another input or with other settings; give a new folder")
+        return None
+    values.pop("settings")
+    return CurateSummary(**(values | {"out": out}))
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write under a temporary name, sync, then rename."""
+    temporary = path.with_name(path.name + ".part")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,308 @@
+"""What each step of the journey does with inputs still kept: take stored scores, make the missing, judge."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from xgenvideo.curate.clips import Clip, read_clip
+from xgenvideo.curate.colours import grounding
+from xgenvideo.curate.duplicates import find_duplicates, fingerprint
+from xgenvideo.curate.motion import judge_motion
+from xgenvideo.curate.pairs import Entry, choose_split
+from xgenvideo.curate.settings import CurateSettings, Decision
+from xgenvideo.curate.store import ScoreStore
+from xgenvideo.curate.workers import DecodePool
+
+# Raised when a step's code gives other scores: stored ones are then made again.
+VERSIONS = {"decode": "1", "text_overlay": "1", "semantic": "1"}
+TRANSIENT = frozenset({"decode_timeout", "decoder_crashed"})  # tried again by the next run
+
+Progress = Callable[[str, int, int], None]
+Value = TypeVar("Value")
+Result = TypeVar("Result")
+
+
+@dataclass
+class Item:
+    """One input on its way: what was read, what was decoded, and every decision so far."""
+
+    number: int
+    entry: Entry
+    content: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    decisions: list[Decision] = field(default_factory=list)
+    split: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.entry.reason is not None:
+            self.decisions.append(Decision("read", self.entry.reason, detail=self.entry.detail))
+
+    @property
+    def kept(self) -> bool:
+        """Whether no step has dropped it."""
+        return all(decision.keep for decision in self.decisions)
+
+    @property
+    def _drop(self) -> Decision | None:
+        return next((decision for decision in self.decisions if not decision.keep), None)
+
+    @property
+    def reason(self) -> str | None:
+        """The reason code it was dropped with."""
+        return self._drop.reason if self._drop else None
+
+    @property
+    def lost_at(self) -> str | None:
+        """The step that dropped it."""
+        return self._drop.step if self._drop else None
+
+    @property
+    def failed(self) -> bool:
+        """Whether it could not be read or decoded, as opposed to judged."""
+        return self.lost_at == "read" or (self.lost_at == "decode" and self.reason != "too_short")
+
+    def lineage(self) -> dict[str, Any]:
+        """Where the sample is from, every score and every decision."""
+        assert self.entry.pair is not None, f"{self.entry.name} has no record"
+        return {
+            "video": self.entry.pair.video,
+            "content": self.content,
+            "start": 0.0,
+            "end": self.facts.get("seconds"),
+            "facts": {name: value for name, value in self.facts.items() if name not in ("motion", "text", "colours")},
+            "decisions": [decision.to_dict() for decision in self.decisions],
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """A line of audit.jsonl."""
+        pair = self.entry.pair
+        status = "kept" if self.kept else "failed" if self.failed else "dropped"
+        record = {"number": self.number, "name": self.entry.name, "key": pair.key if pair else self.entry.name}
+        outcome = {"status": status, "step": self.lost_at, "reason": self.reason}
+        detail = {"detail": self._drop.detail if self._drop else ""}
+        if pair is None:
+            return record | outcome | detail
+        return record | outcome | detail | {"caption": pair.caption, "source": pair.source} | self.lineage()
+
+
+class Workplace:
+    """The folder of stored scores and decoded clips, the settings, and where progress is told. A context manager."""
+
+    def __init__(self, folder: Path, settings: CurateSettings, progress: Progress | None) -> None:
+        self.folder, self.settings, self.progress = folder, settings, progress
+        self.clips = folder / "clips"
+        self.clips.mkdir(parents=True, exist_ok=True)
+        s = settings
+        self.decoded = self._store("decode", s.signature("fps", "max_frames", "short_side", "jpeg_quality"))
+        self.texts = self._store(
+            "text_overlay", s.signature("ocr_frames", "ocr_side", "min_text_score", "min_text_letters") + "+" +
+            self.decoded.version,
+        )  # fmt: skip
+        self.semantics = self._store("semantic", s.signature("alignment_frames") + "+" + self.decoded.version)
+
+    def _store(self, step: str, signature: str) -> ScoreStore:
+        return ScoreStore(self.folder / "scores", step, f"{VERSIONS[step]}-{signature}")
+
+    def __enter__(self) -> "Workplace":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for store in (self.decoded, self.texts, self.semantics):
+            store.close()
+
+    def clip_path(self, content: str) -> Path:
+        """Where the decoded clip of a content hash lies; other sampling settings give another file."""
+        return self.clips / f"{content[:32]}-{self.decoded.version.rpartition('-')[2]}.npz"
+
+    def read_clip(self, content: str) -> Clip:
+        """The decoded clip of a content hash."""
+        return read_clip(self.clip_path(content))
+
+    def report(self, stage: str, done: int, total: int = 0) -> None:
+        """Tell the caller how far a stage is."""
+        if self.progress is not None:
+            self.progress(stage, done, total)
+
+    def tell(self, stage: str, values: Iterable[Value], total: int) -> Iterator[Value]:
+        """The values, telling the caller after each."""
+        for done, value in enumerate(values, start=1):
+            yield value
+            self.report(stage, done, total)
+
+
+def judge_languages(items: list[Item], work: Workplace) -> None:
+    """Captions first: they cost nothing."""
+    from xgenvideo.curate.language import LanguageDetector, judge_language
+
+    detector = LanguageDetector()
+    for item in items:
+        assert item.entry.pair is not None
+        item.decisions.append(judge_language(item.entry.pair.caption, detector, work.settings))
+
+
+def decode(items: list[Item], work: Workplace) -> None:
+    """Hash, decode and measure every file once, in child processes; the same content under two names is one job."""
+    settings, jobs = work.settings, {}
+    for item in items:
+        assert item.entry.path is not None, f"{item.entry.name} has no file"
+        assert item.entry.pair is not None, f"{item.entry.name} has no record"
+        item.split = choose_split(item.entry.pair, settings.heldout_share).split
+        item.content = _content_hash(item.entry.path)
+        if item.content is None:
+            item.decisions.append(Decision("decode", "missing_file", detail="no such file in the folder"))
+            continue
+        stored = item.content in work.decoded
+        if stored and "frames" in work.decoded[item.content] and not work.clip_path(item.content).exists():
+            work.decoded.forget(item.content)
+            stored = False
+        if not stored and item.content not in jobs:
+            out = str(work.clip_path(item.content))
+            sampling = {"fps": settings.fps, "max_frames": settings.max_frames, "short_side": settings.short_side}
+            jobs[item.content] = {
+                "path": str(item.entry.path), "out": out, "jpeg_quality": settings.jpeg_quality, **sampling
+            }  # fmt: skip
+    failed = _run_jobs(jobs, work)
+    for item in items:
+        if item.content is not None:
+            _take_facts(item, failed.get(item.content) or work.decoded[item.content], settings)
+
+
+def _run_jobs(jobs: dict[str, dict[str, Any]], work: Workplace) -> dict[str, dict[str, Any]]:
+    """Decode; returns the answers that are not stored, because another try may succeed."""
+    failed: dict[str, dict[str, Any]] = {}
+    if not jobs:
+        return failed
+    settings = work.settings
+    with DecodePool(min(settings.processes, len(jobs)), settings.decode_seconds, settings.decode_memory_mb) as pool:
+        for content, answer in work.tell("decode", pool.run(jobs.items()), len(jobs)):
+            if answer.get("reason") in TRANSIENT:
+                failed[content] = answer
+            else:
+                work.decoded.put(content, answer)
+    return failed
+
+
+def _take_facts(item: Item, answer: dict[str, Any], settings: CurateSettings) -> None:
+    if "reason" in answer:
+        item.decisions.append(Decision("decode", answer["reason"], detail=answer.get("detail", "")))
+        return
+    item.facts = answer
+    short = answer["frames"] < settings.min_frames or answer["seconds"] < settings.min_seconds
+    scores = {"seconds": answer["seconds"], "frames": answer["frames"]}
+    item.decisions.append(Decision("decode", "too_short" if short else None, scores))
+
+
+def _content_hash(path: Path) -> str | None:
+    """SHA-256 of a file; None when there is none that can be read."""
+    try:
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def judge_motions(items: list[Item], work: Workplace) -> None:
+    """Stills and joined clips, by the scores that decoding left."""
+    for item in items:
+        item.decisions.append(judge_motion(item.facts["motion"], work.settings))
+
+
+def judge_texts(items: list[Item], work: Workplace) -> None:
+    """OCR for the clips with text-like strokes; the others are kept on that."""
+    from xgenvideo.curate.text_overlay import TextReader, judge_text
+
+    settings = work.settings
+    suspects = [item for item in items if item.facts["text"]["strokes"] >= settings.min_strokes]
+    missing = sorted({str(item.content) for item in suspects if str(item.content) not in work.texts})
+    readers = threading.local()
+
+    def read(content: str) -> list[list[dict[str, Any]]]:
+        if not hasattr(readers, "reader"):  # one engine a thread: it keeps state
+            readers.reader = TextReader(settings)
+        return [readers.reader.read(frame) for frame in work.read_clip(content).frames(settings.ocr_frames)]
+
+    for content, frames in work.tell("text_overlay", _in_threads(read, missing, settings), len(missing)):
+        work.texts.put(content, {"frames": frames})
+    read_ones = {id(item) for item in suspects}
+    for item in items:
+        strokes = {"strokes": item.facts["text"]["strokes"]}
+        if id(item) not in read_ones:
+            item.decisions.append(Decision("text_overlay", None, strokes))
+            continue
+        judged = judge_text(work.texts[str(item.content)]["frames"], settings)
+        item.decisions.append(Decision(judged.step, judged.reason, judged.scores | strokes))
+
+
+def _in_threads(
+    work: Callable[[Value], Result], values: list[Value], settings: CurateSettings
+) -> Iterator[tuple[Value, Result]]:
+    """(value, work(value)) for all values, on as many threads as there are cores; the models release Python's lock."""
+    with ThreadPoolExecutor(max(1, min(settings.processes, len(values)))) as pool:
+        yield from zip(values, pool.map(work, values), strict=True)
+
+
+def judge_alignments(items: list[Item], work: Workplace) -> None:
+    """Captions against pictures: by meaning, and by the colours they name."""
+    from xgenvideo.curate.alignment import judge_alignment
+
+    _score_meanings(items, work)
+    for item in items:
+        assert item.entry.pair is not None
+        colours = grounding(item.entry.pair.caption, item.facts["colours"], work.settings.min_colour_share)
+        semantic = work.semantics[_pair_identity(item)]["semantic"]
+        item.decisions.append(judge_alignment(semantic, colours, work.settings))
+
+
+def _score_meanings(items: list[Item], work: Workplace) -> None:
+    """Store the semantic score of every pair that has none yet."""
+    missing = [item for item in items if _pair_identity(item) not in work.semantics]
+    if not missing:
+        return
+    from xgenvideo.curate.alignment import AlignmentModels, one_thread_each
+
+    with one_thread_each():
+        models = AlignmentModels()
+        captions = sorted({item.entry.pair.caption for item in missing if item.entry.pair})
+        embedded = dict(zip(captions, models.embed(captions), strict=True))
+
+        def score(item: Item) -> float:
+            assert item.entry.pair is not None
+            seen = models.see(work.read_clip(str(item.content)).frames(work.settings.alignment_frames))
+            return models.score(seen, embedded[item.entry.pair.caption])
+
+        for item, value in work.tell("alignment", _in_threads(score, missing, work.settings), len(missing)):
+            work.semantics.put(_pair_identity(item), {"semantic": round(value, 4)})
+
+
+def _pair_identity(item: Item) -> str:
+    assert item.entry.pair is not None
+    return hashlib.sha256(json.dumps([item.content, item.entry.pair.caption]).encode()).hexdigest()
+
+
+def judge_duplicates(items: list[Item], work: Workplace) -> None:
+    """Of clips with the same pictures in the same order the largest is kept, or the first of the same size."""
+    prints = {}
+    for item in work.tell("duplicates", items, len(items)):
+        clip = work.read_clip(str(item.content))
+        # Larger than what is stored is no better: an enlarged copy must not win.
+        side = min(item.facts["width"], item.facts["height"], work.settings.short_side)
+        prints[str(item.number)] = fingerprint(clip.thumbs, clip.pts, item.facts["seconds"], (-side, item.number))
+    found = find_duplicates(prints, work.settings)
+    names = {str(item.number): item.entry.name for item in items}
+    for item in items:
+        kept, alike = found.get(str(item.number), (None, 0.0))
+        if kept is None:
+            item.decisions.append(Decision("duplicates"))
+        else:
+            scores = {"likeness": alike, "of": names[kept]}
+            item.decisions.append(Decision("duplicates", "near_duplicate", scores, f"of {names[kept]}"))

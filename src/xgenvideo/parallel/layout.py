@@ -1,0 +1,121 @@
+"""The arithmetic of a layout: which settings fit together, and which rank does what. Nothing here starts a process."""
+
+from dataclasses import dataclass
+
+from xgenvideo.config import LayoutConfig, RunConfig
+from xgenvideo.errors import ConfigError, NotReady
+
+MOST_VIRTUAL_STAGES = 3  # with 4, fully_shard repeats its all-gathers: 21 instead of 5 a step, measured
+
+
+@dataclass(frozen=True)
+class Place:
+    """Coordinates of a rank on the three axes of the device mesh."""
+
+    pipeline: int
+    data: int
+    tensor: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes of the three axes. Tensor ranks are neighbours (they talk most), pipeline stages are farthest apart."""
+
+    pipeline: int
+    data: int
+    tensor: int
+
+    @staticmethod
+    def of(config: LayoutConfig) -> "Layout":
+        """The layout that a config asks for."""
+        return Layout(config.pipeline, config.data, config.tensor)
+
+    @property
+    def ranks(self) -> int:
+        """Ranks in all."""
+        return self.pipeline * self.data * self.tensor
+
+    @property
+    def ranks_per_replica(self) -> int:
+        """Ranks that hold one copy of the model between them."""
+        return self.pipeline * self.tensor
+
+    def place(self, rank: int) -> Place:
+        """Where a rank stands."""
+        assert 0 <= rank < self.ranks, f"rank {rank} of {self.ranks}"
+        rest, tensor = divmod(rank, self.tensor)
+        pipeline, data = divmod(rest, self.data)
+        return Place(pipeline, data, tensor)
+
+    def rank(self, place: Place) -> int:
+        """The rank that stands at a place: the inverse of `place`."""
+        pairs = ((place.pipeline, self.pipeline), (place.data, self.data), (place.tensor, self.tensor))
+        assert all(0 <= at < size for at, size in pairs), f"{place} of {self}"
+        return (place.pipeline * self.data + place.data) * self.tensor + place.tensor
+
+
+def check_layout(config: RunConfig, world_size: int) -> Layout:
+    """The layout of a run on `world_size` ranks. Raises ConfigError: setting, value, rule, nearest valid values."""
+    layout = Layout.of(config.layout)
+    _check_tensor(config)
+    _check_pipeline(config)
+    _check_batch(config, layout)
+    if layout.ranks != world_size:
+        sizes = f"{layout.tensor} x {layout.pipeline} x {layout.data}"
+        rule = f"layout.tensor x layout.pipeline x layout.data = {sizes} = {layout.ranks} ranks, {world_size} are there"
+        replicas, rest = divmod(world_size, layout.ranks_per_replica)
+        raise ConfigError("layout.data", layout.data, rule, [replicas] if replicas and not rest else [])
+    return layout
+
+
+def refuse_unready(config: RunConfig) -> None:
+    """Raise NotReady for a layout that this version plans but does not train."""
+    layout = config.layout
+    sizes = {name: getattr(layout, name) for name in ("tensor", "pipeline", "data", "virtual_stages")}
+    larger = {f"layout.{name}": size for name, size in sizes.items() if size != 1}
+    if larger:
+        asked = ", ".join(f"{name} = {size}" for name, size in larger.items())
+        cure = " ".join(f"{name}=1" for name in larger)
+        raise NotReady(f"{asked}: this version trains on one process. Set {cure}; `xgv plan` shows the large layout.")
+
+
+def divisors_near(number: int, value: int, count: int = 4) -> list[int]:
+    """The `count` divisors of `number` that are nearest to `value`, ascending."""
+    divisors = [d for d in range(1, number + 1) if number % d == 0]
+    return sorted(sorted(divisors, key=lambda d: abs(d - value))[:count])
+
+
+def _check_tensor(config: RunConfig) -> None:
+    """Every tensor that is cut over the tensor axis must come out even."""
+    tensor, decoder = config.layout.tensor, config.model.decoder
+    for name in ("heads", "kv_heads", "vocab", "mlp"):
+        size = getattr(decoder, name)
+        if size % tensor:
+            rule = f"must divide model.decoder.{name} = {size}"
+            raise ConfigError("layout.tensor", tensor, rule, divisors_near(size, tensor))
+
+
+def _check_pipeline(config: RunConfig) -> None:
+    """A stage holds at least one block; the schedules need as many microbatches as stages."""
+    layout, decoder = config.layout, config.model.decoder
+    blocks, stages = decoder.depth + decoder.cross_blocks, layout.pipeline * layout.virtual_stages
+    if layout.virtual_stages > MOST_VIRTUAL_STAGES:
+        rule = f"must be at most {MOST_VIRTUAL_STAGES}: beyond, weights are gathered again and again"
+        raise ConfigError("layout.virtual_stages", layout.virtual_stages, rule, range(1, MOST_VIRTUAL_STAGES + 1))
+    if stages > blocks:
+        rule = f"times layout.virtual_stages = {layout.virtual_stages} must be at most the {blocks} decoder blocks"
+        raise ConfigError("layout.pipeline", layout.pipeline, rule, [blocks // layout.virtual_stages])
+    microbatches = config.train.global_batch_pairs // (layout.data * layout.microbatch_pairs)
+    if microbatches < layout.pipeline:
+        most = config.train.global_batch_pairs // (layout.data * layout.pipeline)
+        rule = f"gives {microbatches} microbatches a replica, fewer than layout.pipeline = {layout.pipeline} stages"
+        raise ConfigError("layout.microbatch_pairs", layout.microbatch_pairs, rule, [most] if most else [])
+
+
+def _check_batch(config: RunConfig, layout: Layout) -> None:
+    """The visual world is spread over every rank: each encodes an equal share of the batch."""
+    pairs = config.train.global_batch_pairs
+    if pairs % layout.ranks:
+        near = [pairs // layout.ranks * layout.ranks, -(-pairs // layout.ranks) * layout.ranks]
+        rule = f"must be a multiple of the {layout.ranks} ranks: each encodes an equal share of the videos"
+        raise ConfigError("train.global_batch_pairs", pairs, rule, [size for size in near if size])
