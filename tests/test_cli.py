@@ -16,13 +16,15 @@ VERBS = ["audit", "curate", "demo", "evaluate", "export", "generate", "plan", "r
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    """Exit code and the one line on stderr of a command that is refused."""
+    """Exit code and the last line on stderr of a command that is refused; no traceback, nothing on stdout."""
     code = cli.main(arguments)
     printed = capsys.readouterr()
     assert code != 0
     assert printed.out == ""
-    assert len(printed.err.splitlines()) == 1, printed.err
-    return code, printed.err.strip()
+    assert "Traceback" not in printed.err
+    line = printed.err.splitlines()[-1]
+    assert line.startswith(f"xgv {arguments[0]}: ")
+    return code, line
 
 
 def test_help_names_every_verb_and_is_fast(capsys: pytest.CaptureFixture[str]) -> None:

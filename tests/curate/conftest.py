@@ -12,7 +12,9 @@ import pytest
 CAPTION = "A bright square moves slowly over a dark floor and then stops."
 
 
-def write_clip_file(path: Path, frames: int = 24, seed: int = 0, size: int = 64, times: list[float] | None = None) -> None:
+def write_clip_file(
+    path: Path, frames: int = 24, seed: int = 0, size: int = 64, times: list[float] | None = None
+) -> None:
     """A bright square that wanders over a dark ground, 8 frames a second."""
     rng = np.random.default_rng(seed)
     start, step = rng.integers(4, 20, 2), rng.integers(1, 3, 2)

@@ -20,7 +20,8 @@ def test_clips_are_copied_with_captions_and_licences(tmp_path: Path) -> None:
     assert count == len(pairs) == len({pair["key"] for pair in pairs}) >= 4
     for pair in pairs:
         assert (tmp_path / pair["video"]).stat().st_size > 0
-        assert pair["caption"].endswith(".") and pair["licence"]
+        assert pair["caption"].endswith(".")
+        assert pair["licence"]
         for question in pair["questions"]:
             assert len(set(Question.from_dict(question).options)) == 2
     bikes = next(pair for pair in pairs if pair["source"] == "real-bikes")

@@ -51,7 +51,8 @@ def test_twins_have_the_same_pictures_in_another_order() -> None:
 def test_the_middle_frame_and_the_length_tell_nothing() -> None:
     for first, second in SCENES:
         count = len(first.states)
-        assert count == len(second.states) and count % 2 == 1
+        assert count == len(second.states)
+        assert count % 2 == 1
         assert MIN_STATES <= count <= MAX_STATES
         assert first.states[count // 2] == second.states[count // 2]
 

@@ -1,11 +1,13 @@
 """Tokenizer and packing: any text comes back, documents stay apart, only what must be learnt is a target."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -64,8 +66,6 @@ def test_training_does_not_depend_on_order_or_process(tiny_samples: list[Sample]
         "import json, sys; from pathlib import Path; from xgenvideo.data.tokenizer import train_tokenizer;"
         "train_tokenizer(json.loads(sys.argv[1]), 300).save(Path(sys.argv[2]))"
     )
-    import json
-
     corpus = list(texts(tiny_samples))
     train_tokenizer(corpus[::-1], 300).save(tmp_path / "here.json")
     subprocess.run([sys.executable, "-c", code, json.dumps(corpus), str(tmp_path / "there.json")], check=True)
@@ -81,8 +81,6 @@ def test_bad_tokenizers_are_refused(tmp_path: Path) -> None:
     path.write_text('{"version": "1.0"}')
     with pytest.raises(DataError, match="is not a tokenizer file"):
         load(path)
-    import tokenizers
-
     tokenizers.Tokenizer(tokenizers.models.BPE()).save(str(path))
     with pytest.raises(DataError, match="the first tokens are"):
         load(path)

@@ -97,7 +97,12 @@ def test_variable_frame_rate_takes_the_nearest_frame_and_repeats_none(tmp_path: 
 
 @pytest.mark.parametrize(
     ("container", "options"),
-    [("mp4", {"bf": "3", "g": "12"}), ("matroska", {"bf": "2", "g": "6"}), ("mpegts", {"g": "8"}), ("avi", {"bf": "0"})],
+    [
+        ("mp4", {"bf": "3", "g": "12"}),
+        ("matroska", {"bf": "2", "g": "6"}),
+        ("mpegts", {"g": "8"}),
+        ("avi", {"bf": "0"}),
+    ],
 )
 def test_reordered_frames_and_other_containers(tmp_path: Path, container: str, options: dict[str, str]) -> None:
     path = write_video(tmp_path / "a.bin", container=container, options=options)

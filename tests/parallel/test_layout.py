@@ -61,7 +61,7 @@ def test_only_one_process_trains_for_now(small_config: RunConfig) -> None:
 
 
 def test_divisors_near() -> None:
-    assert divisors_near(48, 5) == [3, 4, 6, 8]
+    assert divisors_near(48, 5) == [2, 3, 4, 6]
     assert divisors_near(7, 3) == [1, 7]
 
 

@@ -110,7 +110,7 @@ def kill_and_resume(config: RunConfig, out: Path, seed: int, kills: int) -> int:
     return done
 
 
-@pytest.mark.parametrize(("seed", "kills"), [(0, 2), pytest.param(1, 12, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("seed", "kills"), [(0, 2), pytest.param(1, 8, marks=pytest.mark.slow)])
 def test_killed_at_any_time_ends_with_the_same_weights(
     run_config: RunConfig, tmp_path: Path, seed: int, kills: int
 ) -> None:
@@ -194,9 +194,11 @@ def test_a_directory_in_use_is_refused(run_config: RunConfig, tmp_path: Path) ->
         train(run_config, tmp_path, quiet=True)
 
 
-def test_a_layout_of_many_ranks_is_not_ready(run_config: RunConfig, tmp_path: Path) -> None:
+def test_what_is_not_ready_says_so(run_config: RunConfig, tmp_path: Path) -> None:
     with pytest.raises(NotReady, match=r"layout\.data = 2: .* Set layout\.data=1"):
         train(override(run_config, ["layout.data=2", "layout.microbatch_pairs=2"]), tmp_path, quiet=True)
+    with pytest.raises(NotReady, match=r"train\.eval_every_steps = 5"):
+        train(override(run_config, ["train.eval_every_steps=5"]), tmp_path, quiet=True)
     assert not any(tmp_path.iterdir())
 
 

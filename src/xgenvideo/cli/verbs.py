@@ -139,8 +139,8 @@ def _write_evaluation(run: Path, figures: dict[str, Any]) -> None:
 
 def export(parsed: argparse.Namespace) -> None:
     """Write a release of a run's newest checkpoint; the card holds the run's own figures, measured or none."""
-    from xgenvideo.data.dataset import open_dataset
     from xgenvideo.checkpoint import load_run
+    from xgenvideo.data.dataset import open_dataset
     from xgenvideo.release.export import write_release
     from xgenvideo.release.figures import run_figures
 

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable
 
-from xgenvideo.config.sections import ModelConfig, RunConfig
+from xgenvideo.config.sections import ModelConfig, ObjectiveConfig, OptimizerConfig, RunConfig, TrainConfig
 from xgenvideo.errors import ConfigError
 
 
@@ -27,7 +27,7 @@ def _check_model(model: ModelConfig) -> None:
     for section, part in (("vision", vision), ("resampler", resampler), ("decoder", decoder)):
         for spec in dataclasses.fields(part):
             value = getattr(part, spec.name)
-            if isinstance(value, int | float) and spec.name != "local_layers":
+            if isinstance(value, int | float):
                 _rule(value > 0, f"model.{section}.{spec.name}", value, "must be positive")
     _rule(model.embedding > 0, "model.embedding", model.embedding, "must be positive")
     for section, width, heads in (
@@ -47,12 +47,6 @@ def _check_model(model: ModelConfig) -> None:
     known = (kind == "random" and seed.isdigit()) or weights == "builtin:tiny" or (kind not in ("random", "builtin"))
     _rule(known and bool(weights), "model.vision.weights", weights, "no such weights", _WEIGHTS)
     _rule(resampler.width % 2 == 0, "model.resampler.width", resampler.width, "must be even (sines and cosines)")
-    _rule(
-        0 <= resampler.local_layers <= resampler.depth,
-        "model.resampler.local_layers",
-        resampler.local_layers,
-        f"must be 0 to depth = {resampler.depth}",
-    )
     _rule(resampler.time in TIMES, "model.resampler.time", resampler.time, "no such time encoding", TIMES)
     _rule(decoder.head_size % 2 == 0, "model.decoder.head_size", decoder.head_size, "must be even (RoPE)")
     _rule(
@@ -81,73 +75,54 @@ SCHEDULES = ("gpipe", "1f1b", "interleaved_1f1b", "zero_bubble", "zbv")
 
 
 def _check_run(config: RunConfig) -> None:
-    train, data, layout, optimizer, objective = (
-        config.train,
-        config.data,
-        config.layout,
-        config.optimizer,
-        config.objective,
-    )
+    _check_train(config.train)
+    _check_layout(config)
+    _check_data(config)
+    _check_objective(config.objective)
+    _check_optimizer(config.optimizer)
+
+
+def _check_train(train: TrainConfig) -> None:
     _rule(train.precision in PRECISIONS, "train.precision", train.precision, "no such precision", PRECISIONS)
     for name in ("steps", "global_batch_pairs", "save_every_steps", "log_every_steps"):
         _rule(getattr(train, name) >= 1, f"train.{name}", getattr(train, name), "must be at least 1")
     for name in ("threads", "eval_every_steps", "stop_after_steps", "seed"):
         _rule(getattr(train, name) >= 0, f"train.{name}", getattr(train, name), "must be 0 or more")
     _rule(train.keep_checkpoints >= 2, "train.keep_checkpoints", train.keep_checkpoints, "must be at least 2")
+
+
+def _check_layout(config: RunConfig) -> None:
+    layout, pairs = config.layout, config.train.global_batch_pairs
     for name in ("tensor", "pipeline", "data", "virtual_stages", "microbatch_pairs"):
         _rule(getattr(layout, name) >= 1, f"layout.{name}", getattr(layout, name), "must be at least 1")
     _rule(layout.schedule in SCHEDULES, "layout.schedule", layout.schedule, "no such schedule", SCHEDULES)
     replica = layout.data * layout.microbatch_pairs
-    _rule(
-        train.global_batch_pairs % replica == 0,
-        "train.global_batch_pairs",
-        train.global_batch_pairs,
-        f"must be a multiple of layout.data x layout.microbatch_pairs = {replica}",
-        sorted(
-            {
-                max(replica, train.global_batch_pairs // replica * replica),
-                -(-train.global_batch_pairs // replica) * replica,
-            }
-        ),
-    )
+    rule = f"must be a multiple of layout.data x layout.microbatch_pairs = {replica}"
+    near = sorted({max(replica, pairs // replica * replica), -(-pairs // replica) * replica})
+    _rule(pairs % replica == 0, "train.global_batch_pairs", pairs, rule, near)
+
+
+def _check_data(config: RunConfig) -> None:
+    data, slots = config.data, config.model.resampler.frame_slots
     _rule(data.fps > 0, "data.fps", data.fps, "must be positive")
-    _rule(
-        1 <= data.frames <= config.model.resampler.frame_slots,
-        "data.frames",
-        data.frames,
-        f"must be 1 to model.resampler.frame_slots = {config.model.resampler.frame_slots}",
-    )
+    rule = f"must be 1 to model.resampler.frame_slots = {slots}"
+    _rule(1 <= data.frames <= slots, "data.frames", data.frames, rule)
     _rule(data.bucket_batches >= 0, "data.bucket_batches", data.bucket_batches, "must be 0 or more")
     _rule(data.text_tokens >= 8, "data.text_tokens", data.text_tokens, "must be at least 8")
-    _rule(
-        objective.contrastive in CONTRASTIVE,
-        "objective.contrastive",
-        objective.contrastive,
-        "no such loss",
-        CONTRASTIVE,
-    )
-    _rule(
-        objective.contrastive_scope in SCOPES,
-        "objective.contrastive_scope",
-        objective.contrastive_scope,
-        "no such scope",
-        SCOPES,
-    )
-    _rule(
-        objective.contrastive_weight >= 0,
-        "objective.contrastive_weight",
-        objective.contrastive_weight,
-        "must be 0 or more",
-    )
-    _rule(optimizer.lr > 0, "optimizer.lr", optimizer.lr, "must be positive")
-    _rule(optimizer.gate_lr_scale > 0, "optimizer.gate_lr_scale", optimizer.gate_lr_scale, "must be positive")
-    _rule(optimizer.clip_norm > 0, "optimizer.clip_norm", optimizer.clip_norm, "must be positive")
+
+
+def _check_objective(objective: ObjectiveConfig) -> None:
+    loss, scope, weight = objective.contrastive, objective.contrastive_scope, objective.contrastive_weight
+    _rule(loss in CONTRASTIVE, "objective.contrastive", loss, "no such loss", CONTRASTIVE)
+    _rule(scope in SCOPES, "objective.contrastive_scope", scope, "no such scope", SCOPES)
+    _rule(weight >= 0, "objective.contrastive_weight", weight, "must be 0 or more")
+
+
+def _check_optimizer(optimizer: OptimizerConfig) -> None:
+    for name in ("lr", "gate_lr_scale", "clip_norm"):
+        _rule(getattr(optimizer, name) > 0, f"optimizer.{name}", getattr(optimizer, name), "must be positive")
     _rule(optimizer.weight_decay >= 0, "optimizer.weight_decay", optimizer.weight_decay, "must be 0 or more")
-    for name in ("beta1", "beta2", "warmup_fraction", "min_lr_fraction"):
-        value = getattr(optimizer, name)
-        _rule(
-            0 <= value < 1 or (name == "min_lr_fraction" and value == 1),
-            f"optimizer.{name}",
-            value,
-            "must be in [0, 1)",
-        )
+    for name in ("beta1", "beta2", "warmup_fraction"):
+        _rule(0 <= getattr(optimizer, name) < 1, f"optimizer.{name}", getattr(optimizer, name), "must be in [0, 1)")
+    least = optimizer.min_lr_fraction
+    _rule(0 <= least <= 1, "optimizer.min_lr_fraction", least, "must be in [0, 1]")

@@ -15,9 +15,9 @@ from xgenvideo.errors import ConfigError
 def from_dict(values: dict[str, Any], cls: type[Any] = RunConfig, prefix: str = "") -> Any:
     """Build a config dataclass from nested dicts. Raises ConfigError for an unknown or missing key or a wrong type."""
     hints = typing.get_type_hints(cls)
-    for key in values:
+    for key, value in values.items():
         if key not in hints:
-            raise ConfigError(prefix + key, values[key], "no such setting", sorted(hints))
+            raise ConfigError(prefix + key, value, "no such setting", sorted(hints))
     arguments: dict[str, Any] = {}
     for spec in dataclasses.fields(cls):
         name = prefix + spec.name

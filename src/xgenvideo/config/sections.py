@@ -26,18 +26,13 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class ResamplerConfig:
-    """Spatio-temporal queries: frames' patch features in, `queries` latents of `width` out. `time`: real or slot.
-
-    The queries are spread over the `frame_slots`; in the first `local_layers` layers each sees only the frames around
-    its own slot, in the others all frames.
-    """
+    """Spatio-temporal queries: frames' patch features in, `queries` latents of `width` out. `time`: real or slot."""
 
     queries: int
     width: int
     depth: int
     heads: int
     frame_slots: int = 64
-    local_layers: int = 1
     time: str = "real"
 
 
@@ -110,7 +105,7 @@ class DataConfig:
     """What a training sample holds: at most `frames` frames at `fps`, `text_tokens` tokens of packed documents.
 
     `group_by_source` keeps clips of one source next to each other in the order, as hard negatives of one batch.
-    `bucket_batches`: within so many batches, samples are sorted by length, so that less padding is computed; 0 for none.
+    `bucket_batches`: within so many batches, samples are sorted by length, so that less padding is computed; 0: none.
     """
 
     shards: str = ""

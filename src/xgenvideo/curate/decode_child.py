@@ -30,8 +30,6 @@ def decode_job(job: dict[str, Any]) -> dict[str, Any]:
         facts, sampled = probe_and_sample(path, **sampling)
     except MediaError as error:
         return {"reason": error.reason, "detail": error.detail[:300]}
-    except MemoryError:
-        return {"reason": "too_large", "detail": "more memory than a decoder may use"}
     clip = Clip.from_sampled(sampled, job["jpeg_quality"])
     write_clip(Path(job["out"]), clip)
     return {
@@ -68,6 +66,8 @@ def main() -> None:
         signal.setitimer(signal.ITIMER_REAL, job["seconds"])
         try:
             answer = decode_job(job)
+        except MemoryError:
+            answer = {"reason": "too_large", "detail": "more memory than a decoder may use"}
         except Exception as error:  # a bug met by one file is reported for it, and the run goes on
             answer = {"reason": "decode_failed", "detail": f"{type(error).__name__}: {error}"[:300]}
         signal.setitimer(signal.ITIMER_REAL, 0)

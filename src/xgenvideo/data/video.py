@@ -188,7 +188,9 @@ def _open_video(path: Path, threads: int) -> Iterator[tuple[InputContainer, Vide
                 yield container, streams[0]
         except MediaError:
             raise
-        except (av.error.FFmpegError, OSError, ValueError, RuntimeError, MemoryError) as error:
+        except MemoryError as error:
+            raise MediaError("too_large", path, "more memory than this process may use") from error
+        except (av.error.FFmpegError, OSError, ValueError, RuntimeError) as error:
             raise MediaError("decode_failed", path, str(error)) from error
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 560, 250
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 34
+LEFT, RIGHT, TOP, BOTTOM = 58, 14, 30, 34
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,10 @@ class _Frame:
 
 
 def _legend(lines: Sequence[Line]) -> list[str]:
-    parts, x = [], LEFT + 10
+    parts, x = [], LEFT
     for number, line in enumerate(lines):
-        parts.append(f'<line class="line l{number % 6}" x1="{x}" x2="{x + 18}" y1="{TOP + 6}" y2="{TOP + 6}"/>')
-        parts.append(f'<text class="tick" x="{x + 23}" y="{TOP + 10}">{escape(line.name)}</text>')
+        parts.append(f'<line class="line l{number % 6}" x1="{x}" x2="{x + 18}" y1="8" y2="8"/>')
+        parts.append(f'<text class="tick" x="{x + 23}" y="12">{escape(line.name)}</text>')
         x += 44 + 7 * len(line.name)
     return parts
 

@@ -168,16 +168,16 @@ def picture(jpeg: bytes, pixels: int = STRIP_PIXELS) -> str:
 
 
 def figure(value: Any) -> str:
-    """A number for people: whole numbers with commas, others with three digits that matter."""
+    """A number for people: counts with commas, shares with three places, larger ones without."""
     if value is None:
         return NOT_MEASURED
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    if float(value).is_integer() and abs(value) >= 1:
-        return f"{int(value):,}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:,.0f}"
 
 
 def percent(value: float | None) -> str:
     """A share as percent."""
-    return NOT_MEASURED if value is None else f"{100 * value:.1f} %"
+    return NOT_MEASURED if value is None else f"{100 * value:.1f}\N{NO-BREAK SPACE}%"

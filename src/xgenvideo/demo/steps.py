@@ -1,7 +1,8 @@
-"""What the stages of the demonstration do: each calls a room's public function and returns its figures as JSON values."""
+"""What the stages of the demonstration do: each calls a room's public function and returns its figures as JSON."""
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from xgenvideo.demo.report import Answered, strip
 from xgenvideo.demo.score import confusion, read_lines, score_filters
 from xgenvideo.demo.stages import Milestones, write_json
 from xgenvideo.errors import MissingExtra
+from xgenvideo.records import Sample
 
 Figures = dict[str, Any]
 Say = Callable[[str], None]
@@ -64,19 +66,29 @@ def curate_real(folder: Path, config: RunConfig, say: Say) -> Figures:
     except MissingExtra as error:
         return {"pairs_in": 0, "pairs_kept": 0, "why": str(error)}
     figures = _curate(folder / "raw", folder / "dataset", config, say)
-    outcome = {line["key"]: line["reason"] for line in read_lines(folder / "dataset" / "audit.jsonl")}
-    clips = [
-        {
-            "key": pair["key"],
-            "source": pair["source"],
-            "licence": pair["licence"],
-            "caption": pair["caption"],
-            "kept": outcome.get(pair["key"], "") is None,
-            "reason": outcome.get(pair["key"]) or "",
-        }
-        for pair in read_lines(folder / "raw" / "pairs.jsonl")
-    ]
-    return figures | {"clips": clips}
+    lines = read_lines(folder / "dataset" / "audit.jsonl")
+    pairs = {pair["key"]: pair for pair in read_lines(folder / "raw" / "pairs.jsonl")}
+    refused = Counter((pairs[line["key"]]["source"], line["reason"]) for line in lines if line["reason"] is not None)
+    kept = [line["key"] for line in lines if line["reason"] is None]
+    curated = open_dataset(folder / "dataset") if kept else None
+    return figures | {
+        "sources": sorted({(pair["source"], pair["licence"]) for pair in pairs.values()}),
+        "refused": [{"source": source, "reason": reason, "files": n} for (source, reason), n in refused.items()],
+        "kept": [_shown(curated.read(key)) for key in kept] if curated else [],
+    }
+
+
+def _shown(sample: Sample) -> Figures:
+    """A kept real clip as the report shows it."""
+    pictures, times = strip(sample)
+    return {
+        "key": sample.key,
+        "source": sample.source,
+        "licence": sample.licence,
+        "caption": sample.caption,
+        "pictures": pictures,
+        "times": times,
+    }
 
 
 def train_model(config: RunConfig, run: Path) -> Figures:
@@ -96,8 +108,8 @@ def train_model(config: RunConfig, run: Path) -> Figures:
 
 def evaluate_run(run: Path, dataset: Path, out: Path) -> Figures:
     """Evaluate the newest checkpoint on the held-out clips; writes all figures and returns them."""
-    from xgenvideo.evaluate.run import evaluate
     from xgenvideo.checkpoint import load_run
+    from xgenvideo.evaluate.run import evaluate
 
     trained = load_run(run)
     figures = evaluate(trained.model, trained.tokenizer, open_dataset(dataset), trained.config)
@@ -136,7 +148,7 @@ def answer_clips(release: Path, raw: Path, dataset: Path, out: Path, count: int)
 
 
 def chosen_rows(rows: list[Row], count: int) -> list[Row]:
-    """At most `count` rows, each asking another kind of question as far as there are kinds; fixed by their order alone."""
+    """At most `count` rows, each asking another kind of question as far as there are; their order decides."""
     by_kind: dict[str, list[Row]] = {}
     for row in rows:
         by_kind.setdefault(row.questions[0].kind, []).append(row)

@@ -54,22 +54,20 @@ def evaluate(
     model.eval()
     try:
         tally = measure(Subject(model, tokenizer, config, dataset, cache, seed), rows)
-        if not tally.rows:
-            raise DataError(f"{dataset.folder}: no clip of the split {split!r} can be read; it has {dataset.counts}")
-        results = {
-            "weights": weights_digest(model),
-            "split": split,
-            "clips": len(tally.rows),
-            "clips_skipped": tally.skipped,
-        }
-        results |= _losses(model, config, tally) | _choices(tally, seed) | _twins(tally, seed)
-        results |= _retrieval(tally, seed) | _captions(tally, seed)
     finally:
         model.train(training)
-    results["intervals"] = {
-        name: results.pop(f"{name}/interval") for name in list(results) if f"{name}/interval" in results
+    if not tally.rows:
+        raise DataError(f"{dataset.folder}: no clip of the split {split!r} can be read; it has {dataset.counts}")
+    results = {
+        "weights": weights_digest(model),
+        "split": split,
+        "clips": len(tally.rows),
+        "clips_skipped": tally.skipped,
     }
-    return results | {"seconds": time.perf_counter() - started}
+    results |= _losses(model, config, tally) | _choices(tally, seed) | _twins(tally, seed)
+    results |= _retrieval(tally, seed) | _captions(tally, seed)
+    intervals = {name: results.pop(f"{name}/interval") for name in list(results) if f"{name}/interval" in results}
+    return results | {"intervals": intervals, "seconds": time.perf_counter() - started}
 
 
 def _losses(model: VideoLM, config: RunConfig, tally: Tally) -> Results:

@@ -13,11 +13,7 @@ SHORTEST_PERIOD, LONGEST_PERIOD = 1.0, 8192.0  # seconds: two samples at 2 FPS, 
 
 
 class Resampler(nn.Module):
-    """Perceiver resampler (Flamingo, arXiv 2204.14198, section 3.1.1) whose frames carry their real time in seconds.
-
-    The first layers are local in time: without that, the few telling patches drown among those of all other frames and
-    order is learnt many times more slowly (docs/log.md).
-    """
+    """Perceiver resampler (Flamingo, arXiv 2204.14198, section 3.1.1) whose frames carry their real time in seconds."""
 
     def __init__(self, config: ResamplerConfig, features: int) -> None:
         super().__init__()
@@ -37,24 +33,14 @@ class Resampler(nn.Module):
         seconds = pts if self.config.time == "real" else torch.arange(frames, device=pts.device).expand(batch, frames)
         media = media + (fourier(seconds, self.config.width).to(media.dtype) + slots)[:, :, None]
         media = rearrange(media, "b f p d -> b (f p) d")
-        everywhere = self._visible(frame_mask[:, None], patches)
-        nearby = self._visible(frame_mask[:, None] & self._near(frames, pts.device), patches)
+        # The queries see each other as well as the frames; padding frames are never seen.
+        visible = repeat(frame_mask, "b f -> b (f p)", p=patches)
+        visible = functional.pad(visible, (0, self.config.queries), value=True)[:, None, None]
         latents = self.queries.expand(batch, -1, -1)
-        for number, layer in enumerate(self.layers):
-            latents = layer(latents, media, nearby if number < self.config.local_layers else everywhere)
+        for layer in self.layers:
+            latents = layer(latents, media, visible)
         result: Tensor = self.output_norm(latents)
         return result
-
-    def _near(self, frames: int, device: torch.device) -> Tensor:
-        """[Q F] True where a frame's slot is around the query's own: at most one slot, or half the spacing, away."""
-        spacing = self.config.frame_slots / self.config.queries
-        middles = torch.arange(self.config.queries, device=device) * spacing
-        distance = (middles[:, None].floor() - torch.arange(frames, device=device)).abs()
-        return distance <= max(1.0, spacing / 2)
-
-    def _visible(self, frames: Tensor, patches: int) -> Tensor:
-        """frames [B 1|Q F] -> [B 1 1|Q F*P+Q]: the patches of those frames, and always the queries themselves."""
-        return functional.pad(repeat(frames, "b q f -> b 1 q (f p)", p=patches), (0, self.config.queries), value=True)
 
 
 class ResamplerLayer(nn.Module):
@@ -69,7 +55,7 @@ class ResamplerLayer(nn.Module):
         self.down = nn.Linear(4 * width, width, bias=False)
 
     def forward(self, latents: Tensor, media: Tensor, visible: Tensor) -> Tensor:
-        """latents [B Q D], media [B S D], visible [B 1 1|Q S+Q] -> latents [B Q D]."""
+        """latents [B Q D], media [B S D], visible [B 1 1 S+Q] -> latents [B Q D]."""
         normed = self.latent_norm(latents)
         source = torch.cat((self.media_norm(media), normed), dim=1)
         q, k, v = (

@@ -21,7 +21,7 @@ from xgenvideo.data import tokenizer as tokenizers
 from xgenvideo.data.dataset import Dataset, open_dataset
 from xgenvideo.data.features import FeatureCache
 from xgenvideo.data.loader import Loader
-from xgenvideo.errors import ConfigError, TrainError
+from xgenvideo.errors import ConfigError, NotReady, TrainError
 from xgenvideo.models.video_lm import VideoLM, build_model
 from xgenvideo.models.vision import encoder_hash
 from xgenvideo.parallel.layout import check_layout, refuse_unready
@@ -81,6 +81,9 @@ def train(config: RunConfig, out: Path, quiet: bool = False) -> TrainSummary:
     began = time.perf_counter()
     configs.check(config)
     refuse_unready(config)
+    if config.train.eval_every_steps:
+        asked = f"train.eval_every_steps = {config.train.eval_every_steps}"
+        raise NotReady(f"{asked}: this version does not evaluate while it trains. Set 0; `xgv evaluate` reads the run.")
     with take_lease(out) as lease, machine_settings(config), contextlib.ExitStack() as stack:
         world = single_process()
         check_layout(config, world.size)

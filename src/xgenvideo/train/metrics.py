@@ -121,7 +121,10 @@ def row_of(metrics: Metrics, model: VideoLM, rates: dict[str, float], skipped_st
     """A line of metrics.jsonl. What JSON cannot say (not a number, infinite) is null."""
     values = asdict(metrics)
     names = ("step", "loss", "loss_next_token", "loss_contrastive", "grad_norm", "lr")
-    row = {name: values[name] for name in names} | {"logit_scale": float(model.logit_scale.detach()), "gates": model.gates()}
+    row = {name: values[name] for name in names} | {
+        "logit_scale": float(model.logit_scale.detach()),
+        "gates": model.gates(),
+    }
     row |= {"skipped_steps": skipped_steps, **rates, "peak_rss_mb": peak_rss_mb()}
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()

@@ -82,16 +82,14 @@ def direction(rng: np.random.Generator, things: tuple[Thing, ...], room: Room) -
     rests = (path[0],) * between(rng, 0, 2), (path[-1],) * between(rng, 0, 2)
     states = (*rests[0], *path, *rests[1])
     (low, high), (up, down), name = lane.ends, lane.ways, thing.name
-    pattern = pick(
-        rng, ("{a} moves {way}", "{a} goes {way}", "{a} moves from the {here} to the {there}", "{a} slides {way}")
-    )
+    pattern = "{a} moves {way}"
     pace = (" and speeds up", " and slows down") if power > 1 else ("", "")
     clauses = (
         pattern.format(a=thing.a_name, way=up, here=low, there=high) + pace[0],
         pattern.format(a=thing.a_name, way=down, here=high, there=low) + pace[1],
     )
     asks = [
-        Ask(pick(rng, (f"Which way does {name} move?", f"In which direction does {name} go?")), up, down, "direction"),
+        Ask(f"Which way does {name} move?", up, down, "direction"),
         pick(rng, (Ask(f"Where does {name} end?", f"at the {high}", f"at the {low}", "direction"),
                    Ask(f"Where does {name} start?", f"at the {low}", f"at the {high}", "direction"))),
     ]  # fmt: skip
@@ -113,7 +111,7 @@ def passage(rng: np.random.Generator, things: tuple[Thing, ...], room: Room) -> 
     states = path + (path[-1],) * between(rng, 1, 4)
     side = lane.ends[0] if from_low else lane.ends[1]
     ways = lane.ways if from_low else lane.ways[::-1]
-    come, go = pick(rng, (("comes in", "goes out"), ("enters", "leaves")))
+    come, go = ("comes in", "goes out")
     clauses = (
         f"{thing.a_name} {come} at the {side} and stops",
         f"{thing.a_name} moves {ways[1]} and {go} at the {side}",
@@ -135,14 +133,11 @@ def order(rng: np.random.Generator, things: tuple[Thing, ...], room: Room) -> Ac
         *blank(between(rng, 1, 2)),
         *shown(second, spot(rng, room), between(rng, low, high)),
     )
-    pattern = pick(
-        rng,
-        ("{x} appears before {y}", "{x} appears and vanishes, and then {y} appears", "{x} is there, then {y}"),
-    )
+    pattern = "{x} appears before {y}"
     clauses = (pattern.format(x=first.a_name, y=second.a_name), pattern.format(x=second.a_name, y=first.a_name))
     asks = (
-        Ask(pick(rng, ("What appears first?", "What comes first?")), first.name, second.name, "order", alone=True),
-        Ask(pick(rng, ("What appears last?", "What comes last?")), second.name, first.name, "order", alone=True),
+        Ask("What appears first?", first.name, second.name, "order", alone=True),
+        Ask("What appears last?", second.name, first.name, "order", alone=True),
         Ask(f"Does {first.name} appear before or after {second.name}?", "before", "after", "order"),
         Ask(f"Does {second.name} come before or after {first.name}?", "after", "before", "order"),
     )
@@ -187,14 +182,14 @@ def collision(rng: np.random.Generator, things: tuple[Thing, ...], room: Room) -
     going = tuple(both(touch, float(v)) for v in np.linspace(0.5, 1.1, steps)[1:])
     states = coming + going
     ways = lane.ways[::-1] if flip else lane.ways
-    pattern = pick(rng, ("{x} moves {way} and hits {y}, and {y_name} moves on", "{x} goes {way} and pushes {y} away"))
+    pattern = "{x} moves {way} and hits {y}, and {y_name} moves on"
     clauses = (
         pattern.format(x=hitter.a_name, y=target.a_name, y_name=target.name, way=ways[0]),
         pattern.format(x=target.a_name, y=hitter.a_name, y_name=hitter.name, way=ways[1]),
     )
     asks = (
         Ask("What moves first?", hitter.name, target.name, "order", alone=True),
-        Ask(pick(rng, ("What moves last?", "What gets hit?")), target.name, hitter.name, "order", alone=True),
+        Ask("What moves last?", target.name, hitter.name, "order", alone=True),
         Ask(f"Does {hitter.name} move before or after {target.name}?", "before", "after", "order"),
         Ask(f"Which way does {hitter.name} move?", *ways, "direction"),
     )
@@ -208,10 +203,7 @@ def before_after(rng: np.random.Generator, things: tuple[Thing, ...], room: Room
     states = shown(first, spot(rng, room), between(rng, low, high)) + blank(between(rng, 0, 1))
     states += shown(middle, spot(rng, room), between(rng, low, high)) + blank(between(rng, 0, 1))
     states += shown(last, spot(rng, room), between(rng, low, high))
-    pattern = pick(
-        rng,
-        ("{x} appears, then {y}, then {z}", "first {x}, after it {y}, and last {z}", "{x} is followed by {y} and {z}"),
-    )
+    pattern = "{x} appears, then {y}, then {z}"
     clauses = (
         pattern.format(x=first.a_name, y=middle.a_name, z=last.a_name),
         pattern.format(x=last.a_name, y=middle.a_name, z=first.a_name),
@@ -232,14 +224,14 @@ def exchange(rng: np.random.Generator, things: tuple[Thing, ...], room: Room) ->
     stay = between(rng, low, high)
     opening = shown(first, spot(rng, room), between(rng, low, high) + 2) + blank(1)
     one, two = shown(second, spot(rng, room), stay) + blank(1), shown(third, spot(rng, room), stay) + blank(1)
-    pattern = pick(rng, ("{x} appears, then {y}, then {z}", "first {x}, after it {y}, and last {z}"))
+    pattern = "{x} appears, then {y}, then {z}"
     clauses = (
         pattern.format(x=first.a_name, y=second.a_name, z=third.a_name),
         pattern.format(x=first.a_name, y=third.a_name, z=second.a_name),
     )
     asks = (
         Ask(f"What comes right after {first.name}?", second.name, third.name, "before_after"),
-        Ask(pick(rng, ("What comes last?", "What appears last?")), third.name, second.name, "before_after", alone=True),
+        Ask("What comes last?", third.name, second.name, "before_after", alone=True),
         Ask(f"Does {second.name} come before or after {third.name}?", "before", "after", "before_after"),
     )
     return Act(opening + one + two, opening + two + one, clauses, asks)

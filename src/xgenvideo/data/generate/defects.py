@@ -77,7 +77,7 @@ def plan(clips: int, seed: int, share: float) -> Plan:
     kinds = [DEFECTS[(i + 6) % len(DEFECTS)] for i in range(planted)]  # near_duplicate first: few clips have one too
     copies = kinds.count("near_duplicate")
     if (clips - copies) % 2:
-        kinds, copies = (kinds + ["near_duplicate"], copies + 1) if clips - copies > 2 else (kinds, copies)
+        kinds, copies = ([*kinds, "near_duplicate"], copies + 1) if clips - copies > 2 else (kinds, copies)
     scenes = (clips - copies) // 2
     slots = [(scene, twin) for scene in range(scenes) if not is_heldout(scene) for twin in (0, 1)]
     chosen = [slots[i] for i in rng.permutation(len(slots))[: len(kinds)].tolist()]
