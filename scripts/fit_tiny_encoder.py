@@ -74,7 +74,8 @@ class Renderer(nn.Module):
         """mean feature [N W] -> a linear gradient [N 3 size size]."""
         flat, across, down = self.ground(mean)[..., None, None].chunk(3, dim=1)
         line = torch.linspace(-1, 1, size)
-        return flat + across * line[None, :] + down * line[:, None]
+        painted: Tensor = flat + across * line[None, :] + down * line[:, None]
+        return painted
 
 
 def draw_pool(size: int) -> Tensor:
@@ -86,7 +87,9 @@ def draw_pool(size: int) -> Tensor:
         for place in rng.integers(len(keys), size=FRAMES_A_SCENE):
             quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(75, 96))]
             packed = cv2.imencode(".jpg", keys[place], quality)[1]
-            small = cv2.resize(cv2.imdecode(packed, cv2.IMREAD_COLOR), (size, size), interpolation=cv2.INTER_AREA)
+            whole = cv2.imdecode(packed, cv2.IMREAD_COLOR)
+            assert whole is not None, "a picture that was just packed"
+            small = cv2.resize(whole, (size, size), interpolation=cv2.INTER_AREA)
             frames.append(torch.from_numpy(small).permute(2, 0, 1))
     return torch.stack(frames)
 

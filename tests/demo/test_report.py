@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from xgenvideo.demo.charts import Line, line_chart, ticks
-from xgenvideo.demo.report import Answered, ReportData, figure, strip, write_report
+from xgenvideo.demo.report import Answered, ReportData, confusion_table, figure, strip, write_report
 from xgenvideo.demo.score import Target
 from xgenvideo.records import Sample
 
@@ -30,7 +30,8 @@ SUMMARY: dict[str, Any] = {
     "temporal_qa_no_video": 0.5,
     "temporal_qa_one_frame": 0.5,
     "temporal_qa_shuffled": 0.5,
-    "temporal_qa_reversed": 0.1,
+    "temporal_qa_reversed": 0.3,
+    "temporal_qa_reversed_direction_order": 0.1,
     "twin_choice": 0.9,
     "chance": 0.49,
     "retrieval_t2v_r1": 0.3,
@@ -88,6 +89,13 @@ def test_text_of_the_data_is_never_markup(tmp_path: Path) -> None:
     text, page = written(tmp_path / "report.html", caption="<script>alert(1)</script>")
     assert "script" not in page.tags
     assert "&lt;script&gt;" in text
+
+
+def test_reasons_of_one_defect_share_a_column() -> None:
+    table = confusion_table({"none": {"kept": 5, "still": 1}, "broken": {"truncated": 2, "empty_file": 1, "kept": 1}})
+    assert table["columns"] == ["kept", "still", "broken file"]
+    assert [cell["count"] for cell in table["rows"][1]["cells"]] == [1, 0, 3]
+    assert [cell["right"] for cell in table["rows"][1]["cells"]] == [False, False, True]
 
 
 def test_a_strip_has_evenly_spaced_frames() -> None:

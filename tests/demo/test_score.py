@@ -59,6 +59,7 @@ def summary(**changes: Any) -> dict[str, Any]:
         "peak_rss_mb": 1500.0,
         "loss_first": 7.0,
         "loss_last": 1.0,
+        "heldout_loss": 1.2,
         "pairs_kept": 500,
     }
     return values | changes
@@ -94,3 +95,10 @@ def test_what_was_not_measured_is_not_reached(nothing: float | None) -> None:
     targets = judge(summary(twin_choice=nothing, temporal_qa_shuffled=nothing, filter_recall={}), quick=True)
     missed = {target.name for target in targets if not target.reached}
     assert {"twin choice", "control shuffled", "watermark: recall"} <= missed
+
+
+def test_clips_learnt_by_heart_are_named_as_the_reason() -> None:
+    targets = judge(summary(twin_choice=0.5, loss_last=0.2, heldout_loss=2.6), quick=False)
+    assert "learnt by heart" in next(target.why for target in targets if target.name == "twin choice")
+    targets = judge(summary(twin_choice=0.5), quick=False)
+    assert "learnt by heart" not in next(target.why for target in targets if target.name == "twin choice")

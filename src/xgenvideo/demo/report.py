@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,7 @@ def controls(summary: dict[str, Any]) -> list[dict[str, Any]]:
         ("one frame", "temporal_qa_one_frame", "the middle frame"),
         ("shuffled", "temporal_qa_shuffled", "all frames, in no order"),
         ("reversed", "temporal_qa_reversed", "all frames, last to first"),
+        ("reversed", "temporal_qa_reversed_direction_order", "the same, direction and order only"),
     ]
     return [
         {"name": name, "value": summary[key], "note": note, "main": key == "temporal_qa"} for name, key, note in rows
@@ -128,21 +130,29 @@ def filters(summary: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def confusion_table(counts: dict[str, dict[str, int]]) -> dict[str, Any]:
-    """Outcomes as columns ("kept" first), planted defects as rows; a cell has its count and whether it is right."""
-    outcomes = {outcome for row in counts.values() for outcome in row} - {"kept"}
-    columns = ["kept", *sorted(outcomes, key=lambda name: (_column(name), name))]
-    rows = []
+    """Outcomes as columns ("kept" first), planted defects as rows; a cell has its count and whether it is right.
+
+    All reasons that are right for one defect share a column, so that the right cells lie on a diagonal.
+    """
+    merged = {defect: Counter[str]() for defect in counts}
     for defect, row in counts.items():
-        right = REASONS.get(defect, frozenset({"kept"}))
-        cells = [{"count": row.get(column, 0), "right": column in right} for column in columns]
+        for outcome, count in row.items():
+            merged[defect][_column(outcome)] += count
+    order = ["kept", *(_column(min(reasons)) for reasons in REASONS.values())]
+    found = {column for row in merged.values() for column in row}
+    columns = [column for column in order if column in found] + sorted(found - set(order))
+    rows = []
+    for defect, row in merged.items():
+        right = _column(min(REASONS[defect])) if defect in REASONS else "kept"
+        cells = [{"count": row[column], "right": column == right} for column in columns]
         rows.append({"name": defect.replace("_", " "), "cells": cells})
-    return {"columns": [column.replace("_", " ") for column in columns], "rows": rows}
+    return {"columns": columns, "rows": rows}
 
 
-def _column(outcome: str) -> int:
-    """Reasons stand in the order of the defects that they are right for, so that the right cells lie on a diagonal."""
-    order = [number for number, reasons in enumerate(REASONS.values()) if outcome in reasons]
-    return order[0] if order else len(REASONS)
+def _column(outcome: str) -> str:
+    """The name of the column of an outcome."""
+    merged = next((defect for defect, reasons in REASONS.items() if outcome in reasons and len(reasons) > 1), None)
+    return (f"{merged} file" if merged else outcome).replace("_", " ")
 
 
 def shares(seconds: dict[str, float]) -> list[dict[str, Any]]:

@@ -109,10 +109,7 @@ def judge(summary: dict[str, Any], quick: bool) -> list[Target]:
 
 def _learnt(summary: dict[str, Any], small: str) -> Iterable[Target]:
     """What the model learnt, and that it learnt it from the order of frames."""
-    why = small or (
-        f"trained for {summary['steps']} steps on {summary['pairs_kept']} kept pairs; the training loss went from "
-        f"{summary['loss_first']:.2f} to {summary['loss_last']:.2f}"
-    )
+    why = small or _learning(summary)
     yield _at_least("twin choice", summary["twin_choice"], 0.85, why)
     yield _at_least("temporal questions", summary["temporal_qa"], 0.85, why)
     chance = summary["chance"]
@@ -134,6 +131,16 @@ def _learnt(summary: dict[str, Any], small: str) -> Iterable[Target]:
         if wanted > 1:
             why_not = "there are fewer than ten held-out clips, so nothing can be ten times chance"
         yield _at_least(f"retrieval {direction} R@1", value, wanted, why_not)
+
+
+def _learning(summary: dict[str, Any]) -> str:
+    """What training came to, and whether it is the clips or the steps that are too few."""
+    first, last, held_out = summary["loss_first"], summary["loss_last"], summary["heldout_loss"]
+    told = (
+        f"{summary['steps']} steps on {summary['pairs_kept']} kept pairs: the training loss went from {first:.2f} to "
+        f"{last:.2f}, held-out it is {held_out:.2f}"
+    )
+    return f"{told}; the clips are learnt by heart, so more clips are needed" if held_out > 2 * last else told
 
 
 def _filtered(summary: dict[str, Any], quick: bool) -> Iterable[Target]:

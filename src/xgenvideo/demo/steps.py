@@ -1,9 +1,10 @@
 """What the stages of the demonstration do: each calls a room's public function and returns its figures as JSON."""
 
+import contextlib
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,24 @@ def train_model(config: RunConfig, run: Path) -> Figures:
     }
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch on one thread, then as before.
+
+    A model this small spends its time in many tiny operations: on a busy 2-core machine two threads took 11 times as
+    long as one to evaluate it, because each waits for the other at every operation.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@one_thread()
 def evaluate_run(run: Path, dataset: Path, out: Path) -> Figures:
     """Evaluate the newest checkpoint on the held-out clips; writes all figures and returns them."""
     from xgenvideo.checkpoint import load_run
@@ -117,6 +136,7 @@ def evaluate_run(run: Path, dataset: Path, out: Path) -> Figures:
     return figures
 
 
+@one_thread()
 def answer_clips(release: Path, raw: Path, dataset: Path, out: Path, count: int) -> Figures:
     """Caption `count` held-out clips and answer a question on each with the exported release, from the video files."""
     from xgenvideo.infer.release import load_release

@@ -31,7 +31,9 @@ def tiny() -> RunConfig:
             embedding=64,
         ),
         layout=LayoutConfig(microbatch_pairs=32),
-        data=DataConfig(frames=64, fps=2.0, text_tokens=64, cache_features=True, group_by_source=True, bucket_batches=8),
+        data=DataConfig(
+            frames=64, fps=2.0, text_tokens=64, cache_features=True, group_by_source=True, bucket_batches=8
+        ),
         optimizer=OptimizerConfig(lr=2e-3, gate_lr_scale=10.0),
         train=TrainConfig(steps=600, global_batch_pairs=32, precision="fp32", save_every_steps=200, log_every_steps=10),
     )
