@@ -89,7 +89,7 @@ def box(text: str, left: float, top: float, width: float = 0.3, height: float = 
         ([[box(t, 0.35, 0.88)] for t in ("Hello there", "What is it", "Good bye now")], "subtitle"),
         ([[box("BAKERY", 0.1, 0.1)], [], []], None),
         ([[box("No 5", 0.6, 0.1)], [box("EXIT", 0.1, 0.5)], []], None),
-        ([[box(f"{t} words", 0.1, 0.2, 0.8, 0.4)] for t in ("Long", "Other", "Final")], "text_overlay"),
+        ([[box(t, 0.1, 0.2, 0.8, 0.4)] for t in ("Evening news", "A map", "Traffic jam")], "text_overlay"),
         ([[], [], []], None),
     ],
 )

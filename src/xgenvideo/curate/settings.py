@@ -58,8 +58,8 @@ class CurateSettings:
     # lowest is -0.03), of their captions given to other clips 29 %; at 0 it is 1 and 44 %, at 0.05 it is 3 and 59 %.
     min_semantic_score: float = -0.05
     alignment_frames: int = 3
-    # Share of a frame's pixels that a named colour must cover in some frame to be called visible: codec noise and blended
-    # edges reach 0.005 on generated clips, whose things cover 0.02; no true caption of the 88 real ones fails at 0.02.
+    # Share of a frame's pixels that a named colour must cover in some frame to be called visible: codec noise and
+    # blended edges reach 0.005 on generated clips, whose things cover 0.02; of 88 real captions none fails at 0.02.
     min_colour_share: float = 0.006
     min_colour_grounding: float = 0.5  # share of a caption's colour words that must be visible
     # Near duplicates: correlation of what moves, in order, and likeness of the ground.

@@ -32,7 +32,7 @@ class DemoSize:
 
 # The figures of the evaluation that stand at the top of the summary.
 LIFTED = ("temporal_qa", "twin_choice", "chance", "retrieval_", "caption_cider", "heldout_")
-FULL = DemoSize("full", clips=1200, steps=900)
+FULL = DemoSize("full", clips=1200, steps=1000)
 QUICK = DemoSize("quick", clips=48, steps=30)
 
 

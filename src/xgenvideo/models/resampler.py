@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from xgenvideo.config import ResamplerConfig
 
+TIME_SCALE = 2.0  # of content of unit variance: half the periods are too long to differ within a short clip
 SHORTEST_PERIOD, LONGEST_PERIOD = 1.0, 8192.0  # seconds: two samples at 2 FPS, and over two hours
 
 
@@ -31,7 +32,8 @@ class Resampler(nn.Module):
         media = self.input(self.input_norm(features))
         slots = self.slots[:frames]
         seconds = pts if self.config.time == "real" else torch.arange(frames, device=pts.device).expand(batch, frames)
-        media = media + (fourier(seconds, self.config.width).to(media.dtype) + slots)[:, :, None]
+        times = TIME_SCALE * fourier(seconds, self.config.width).to(media.dtype)
+        media = media + (times + slots)[:, :, None]
         media = rearrange(media, "b f p d -> b (f p) d")
         # The queries see each other as well as the frames; padding frames are never seen.
         visible = repeat(frame_mask, "b f -> b (f p)", p=patches)

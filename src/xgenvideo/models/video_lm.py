@@ -13,6 +13,7 @@ from xgenvideo.models.vision import FrozenVision, encode_video, load_weights, ra
 
 LOGIT_SCALE_START = math.log(1 / 0.07)
 LOGIT_SCALE_LIMIT = math.log(100.0)
+QUERY_SHARPNESS = 3.0
 
 
 class VideoLM(nn.Module):
@@ -113,6 +114,10 @@ def initialise(model: VideoLM) -> None:
     for vectors in (model.resampler.queries, model.video_pool.query):
         nn.init.normal_(vectors)
     nn.init.normal_(model.resampler.slots, std=0.02)
+    # Sharp from the start: queries that average over all patches of all frames learn order only slowly (docs/log.md).
+    for name, parameter in model.resampler.layers.named_parameters():
+        if name.endswith(".q.weight"):
+            nn.init.normal_(parameter, std=QUERY_SHARPNESS * parameter.shape[1] ** -0.5)
 
 
 def trainable_state(model: VideoLM) -> dict[str, Tensor]:
