@@ -20,7 +20,7 @@ from xgenvideo.curate.store import ScoreStore
 from xgenvideo.curate.workers import DecodePool
 
 # Raised when a step's code gives other scores: stored ones are then made again.
-VERSIONS = {"decode": "1", "text_overlay": "1", "semantic": "1"}
+VERSIONS = {"decode": "2", "text_overlay": "1", "semantic": "1"}
 TRANSIENT = frozenset({"decode_timeout", "decoder_crashed"})  # tried again by the next run
 
 Progress = Callable[[str, int, int], None]
