@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check bench lock format clean
+.PHONY: setup demo planner-report test check bench lock format clean
 
 setup: $(STAMP)
 
@@ -30,6 +30,9 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+planner-report: $(STAMP)
+	$(BIN)/python bench/planner_report.py $(ARGS)
 
 bench: $(STAMP)
 	$(BIN)/python bench/startup.py

@@ -63,13 +63,27 @@ def test_config() -> None:
 
 
 def test_verbs() -> None:
-    listed = re.findall(r"^    ([a-z]+) ", cli.build_parser().format_help(), flags=re.MULTILINE)
+    listed = re.findall(r"^    ([a-z]+)\b", cli.build_parser().format_help(), flags=re.MULTILINE)
     assert sorted(listed) == sorted(
-        ["audit", "curate", "demo", "evaluate", "export", "generate", "plan", "recipes", "search", "serve", "train"]
+        [
+            "audit",
+            "calibrate",
+            "checkpoints",
+            "curate",
+            "demo",
+            "evaluate",
+            "export",
+            "generate",
+            "plan",
+            "recipes",
+            "search",
+            "serve",
+            "train",
+        ]
     )
 
 
 def test_the_readme_and_the_docs_name_every_verb() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for verb in re.findall(r"^    ([a-z]+) ", cli.build_parser().format_help(), flags=re.MULTILINE):
+    for verb in re.findall(r"^    ([a-z]+)\b", cli.build_parser().format_help(), flags=re.MULTILINE):
         assert f"xgv {verb}" in text

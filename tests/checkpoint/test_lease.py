@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -59,3 +61,43 @@ def test_a_spoilt_lease_file_is_taken_anew(tmp_path: Path, text: str) -> None:
     (tmp_path / "lease.json").write_text(text)
     with take_lease(tmp_path) as lease:
         lease.check()
+
+
+def test_a_holder_of_another_host_that_still_beats_is_not_overtaken(tmp_path: Path) -> None:
+    path = tmp_path / "lease.json"
+    elsewhere = {"host": "elsewhere", "pid": 7, "token": 4, "beat": 10, "released": False}
+    path.write_text(json.dumps(elsewhere))
+    # Silent for as long as we watch: dead, whatever its clock said.
+    with take_lease(tmp_path, watch_seconds=0.3) as lease:
+        assert lease.token == 5
+    path.write_text(json.dumps(elsewhere))
+    timer = threading.Timer(0.3, lambda: path.write_text(json.dumps(elsewhere | {"beat": 11})))
+    timer.start()
+    with pytest.raises(TrainError, match="process 7 on elsewhere"):
+        take_lease(tmp_path, watch_seconds=10)
+    path.write_text(json.dumps(elsewhere | {"released": True}))
+    began = time.monotonic()
+    with take_lease(tmp_path, watch_seconds=10) as lease:
+        assert lease.token == 5
+    assert time.monotonic() - began < 5, "a lease that was given back is taken at once"
+
+
+def test_a_lease_is_renewed_and_never_over_a_successor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xgenvideo.checkpoint.lease.BEAT_SECONDS", 0.05)
+    with take_lease(tmp_path) as lease:
+        first = json.loads(lease.path.read_text())["beat"]
+        deadline = time.monotonic() + 20
+        while json.loads(lease.path.read_text())["beat"] == first and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert json.loads(lease.path.read_text())["beat"] > first
+        successor = {"host": "elsewhere", "pid": 7, "token": 2}
+        lease.path.write_text(json.dumps(successor))
+        time.sleep(0.3)
+        assert json.loads(lease.path.read_text()) == successor
+    assert json.loads(lease.path.read_text()) == successor
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainError, match=r"--out .*cannot be written \(.*\); make it writable, or give another --out"):
+        take_lease(tmp_path / "file" / "run")

@@ -1,6 +1,7 @@
 """The promises of a checkpoint, each broken on purpose: death at every instant, every kind of damage, a full disk."""
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -11,8 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from xgenvideo.checkpoint import Snapshot, load, newest_verified, save, search, sweep, verify
+from xgenvideo.checkpoint.snapshot import Listed, read_commit
 from xgenvideo.config import RunConfig
 from xgenvideo.errors import CheckpointError
 
@@ -52,19 +55,22 @@ def assert_same(found: Snapshot, expected: Snapshot) -> None:
 def test_what_was_saved_is_loaded(config: RunConfig, tmp_path: Path) -> None:
     path = save(tmp_path, snapshot(config, 200), keep=2)
     assert path == tmp_path / "step-00000200"
-    names = {"COMMIT.json", "config.json", "state.json", "model.safetensors", "random.safetensors"}
+    names = {"COMMIT.json", "config.json", "index.json", "state.json", "model.safetensors", "random.safetensors"}
     assert {file.name for file in path.iterdir()} == names
     assert_same(load(path), snapshot(config, 200))
     assert load(path, parts=("random",)).tensors.keys() == {"random"}
-    with pytest.raises(CheckpointError, match=r"has no optimizer\.safetensors, only"):
+    with pytest.raises(CheckpointError, match="has no optimizer, only model, random"):
         load(path, parts=("optimizer",))
 
 
-def test_equal_snapshots_give_equal_bytes(config: RunConfig, tmp_path: Path) -> None:
+def test_every_file_names_the_save_that_it_belongs_to(config: RunConfig, tmp_path: Path) -> None:
     one, two = (save(tmp_path / name, snapshot(config, 3), keep=2) for name in "ab")
-    assert {file.name: file.read_bytes() for file in one.iterdir()} == {
-        file.name: file.read_bytes() for file in two.iterdir()
-    }
+    ids = [read_commit(path).save_id for path in (one, two)]
+    assert ids[0] != ids[1]
+    for path, save_id in zip((one, two), ids, strict=True):
+        with safe_open(path / "model.safetensors", "pt") as file:
+            assert file.metadata() == {"format": "pt", "save_id": save_id, "step": "3", "rank": "0", "ranks": "1"}
+            assert torch.equal(file.get_tensor("a.weight"), snapshot(config, 3).tensors["model"]["a.weight"])
 
 
 def test_a_tensor_that_is_not_contiguous_keeps_its_values(config: RunConfig, tmp_path: Path) -> None:
@@ -189,11 +195,10 @@ def test_a_checkpoint_under_another_steps_name_is_refused(config: RunConfig, tmp
 
 
 def test_a_commit_record_cannot_point_outside(config: RunConfig, tmp_path: Path) -> None:
-    from xgenvideo.checkpoint.snapshot import commit_text
-
     path = save(tmp_path, snapshot(config, 1), keep=2)
     (tmp_path / "outside.json").write_text("{}")
-    (path / "COMMIT.json").write_text(commit_text(1, {"../outside.json": b"{}"}))
+    commit = dataclasses.replace(read_commit(path), files={"../outside.json": Listed.of(b"{}")})
+    (path / "COMMIT.json").write_text(commit.text())
     with pytest.raises(CheckpointError, match="outside"):
         verify(path)
 
@@ -204,7 +209,7 @@ def test_a_newer_format_is_refused_by_its_number(
     with monkeypatch.context() as patch:
         patch.setattr("xgenvideo.checkpoint.snapshot.VERSION", 99)
         path = save(tmp_path, snapshot(config, 1), keep=2)
-    with pytest.raises(CheckpointError, match="format version is 99, this program reads version 1"):
+    with pytest.raises(CheckpointError, match="format version is 99, this program reads version 2"):
         load(path)
 
 

@@ -1,21 +1,29 @@
-"""Loading: the newest checkpoint is computed from verified commits; what was hashed is what is parsed. No pickle."""
+"""Loading: the newest checkpoint is computed from verified commits. Into any layout, or whole."""
 
-import hashlib
-import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-from safetensors import SafetensorError
+import torch
 from torch import Tensor
+from torch.distributed.checkpoint.planner import LoadPlan
 
 from xgenvideo import config
-from xgenvideo.checkpoint.snapshot import Snapshot, read_commit, step_folders
+from xgenvideo.checkpoint.plan import VerifiedLoadPlanner
+from xgenvideo.checkpoint.ranks import Ranks
+from xgenvideo.checkpoint.reader import ShardReader, verify_file
+from xgenvideo.checkpoint.snapshot import (
+    CONFIG,
+    DTYPES,
+    RANK_PART,
+    STATE,
+    Snapshot,
+    rank_prefix,
+    read_commit,
+    step_folders,
+)
 from xgenvideo.errors import CheckpointError
-
-CHUNK_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -26,87 +34,147 @@ class Search:
     refused: dict[Path, str]
 
 
-def search(folder: Path) -> Search:
-    """Look for the newest verified checkpoint below `folder` (a run's `checkpoints`)."""
-    refused = {}
-    for _, path in step_folders(folder):
-        try:
-            verify(path)
-        except CheckpointError as error:
-            refused[path] = str(error)
-            continue
-        return Search(path, refused)
+def search(folder: Path, ranks: Ranks | None = None) -> Search:
+    """Look for the newest verified checkpoint below `folder` (a run's `checkpoints`); all ranks share the reading."""
+    ranks = ranks or Ranks(0, 1, None)
+    # Rank 0 alone looks at the folder: another rank may see it later, and must not look for another checkpoint.
+    paths: list[Path] = ranks.together(
+        lambda: [path for _, path in step_folders(folder)] if ranks.rank == 0 else [], lambda all: [all[0]] * ranks.size
+    )
+    refused: dict[Path, str] = {}
+    for path in paths:
+        reason = verify_together(path, ranks)
+        if not reason:
+            return Search(path, refused)
+        refused[path] = reason
     return Search(None, refused)
 
 
-def newest_verified(folder: Path) -> Path:
+def newest_verified(folder: Path, ranks: Ranks | None = None) -> Path:
     """The newest checkpoint below `folder` whose every hash is right. Raises CheckpointError: why there is none."""
-    found = search(folder)
+    found = search(folder, ranks)
     if found.newest is None:
         reasons = "; ".join(found.refused.values()) or "nothing was saved there"
         raise CheckpointError(f"{folder}: no checkpoint can be used ({reasons})")
     return found.newest
 
 
-def verify(path: Path) -> None:
-    """Compare size and hash of every file with the commit record. Raises CheckpointError with the first difference."""
-    _, files = read_commit(path)
-    for name, listed in files.items():
-        _matches(path / name, listed, *_measure(path / name))
+def verify(path: Path, share: int = 0, of: int = 1, from_disk: bool = False) -> None:
+    """Compare size and hash of every `of`-th file with the commit record. Raises CheckpointError: the first difference.
 
-
-def load(path: Path, parts: Collection[str] | None = None) -> Snapshot:
-    """Read a checkpoint, verifying every file that is read; `parts` limits the tensors (None: all).
-
-    Raises CheckpointError for a corrupt or incomplete one, ConfigError for a config that this program cannot read.
+    `from_disk`: what the disk has, not what the system still has in memory.
     """
-    step, files = read_commit(path)
-    names = {part: f"{part}.safetensors" for part in parts} if parts is not None else _parts(files)
-    missing = ({"config.json", "state.json"} | set(names.values())) - set(files)
+    files = sorted(read_commit(path).files.items())
+    for name, listed in files[share::of]:
+        verify_file(path / name, listed, from_disk)
+
+
+def verify_together(path: Path, ranks: Ranks, from_disk: bool = False) -> str:
+    """Verify with all ranks, each a share of the files; returns why it does not verify, or nothing."""
+
+    def check() -> str:
+        try:
+            verify(path, ranks.rank, ranks.size, from_disk)
+        except CheckpointError as error:
+            return str(error)
+        return ""
+
+    def first(reasons: list[str]) -> Sequence[str]:
+        return [next((reason for reason in reasons if reason), "")] * ranks.size
+
+    return ranks.together(check, first)
+
+
+def load(path: Path, parts: Collection[str] | None = None, ranks: Ranks | None = None) -> Snapshot:
+    """Read a checkpoint of any layout as whole tensors, verifying every file that is read; `parts` limits them.
+
+    The state of a rank comes back where `ranks` are as many as saved it. Raises CheckpointError for a corrupt or
+    incomplete checkpoint, ConfigError for a config that this program cannot read.
+    """
+    ranks, reader = ranks or Ranks(0, 1, None), ShardReader(path)
+    held = {name.partition("/")[0] for name in reader.index} - {RANK_PART}
+    missing = sorted(set(parts or ()) - held)
     if missing:
-        raise CheckpointError(f"{path}: has no {', '.join(sorted(missing))}, only {', '.join(sorted(files))}")
-    tensors = {part: _tensors(path / name, _read(path / name, files[name])) for part, name in names.items()}
-    values = json.loads(_read(path / "config.json", files["config.json"]))
-    state = json.loads(_read(path / "state.json", files["state.json"]))
-    return Snapshot(step, config.from_dict(values), tensors, state)
+        files = ", ".join(sorted(reader.commit.files))
+        raise CheckpointError(f"{path}: has no {', '.join(missing)}, only {', '.join(sorted(held))} (in {files})")
+    wanted = held if parts is None else set(parts)
+    flat = {name: _empty(about) for name, about in reader.index.items() if name.partition("/")[0] in wanted}
+    own = {} if parts is not None else _own_state(reader, ranks)
+    _fill(reader, flat | own, ranks)
+    prefix = rank_prefix(ranks.rank)
+    return Snapshot(
+        reader.commit.step,
+        config.from_dict(reader.read_json(CONFIG)),
+        _by_part(flat, wanted),
+        reader.read_json(STATE),
+        {name.removeprefix(prefix): tensor for name, tensor in own.items()},
+    )
 
 
-def _parts(files: dict[str, dict[str, Any]]) -> dict[str, str]:
-    return {name.removesuffix(".safetensors"): name for name in files if name.endswith(".safetensors")}
+def load_into(path: Path, tensors: dict[str, dict[str, Tensor]], ranks: Ranks | None = None) -> Snapshot:
+    """Fill `tensors` (part -> names -> plain tensors or DTensors, of any layout) in place, bit for bit.
+
+    Every file that any rank needs is verified before any rank changes a tensor. The snapshot that comes back has the
+    same tensors, the config, the state, and this rank's own state if as many ranks saved it. Raises CheckpointError
+    on every rank: what is corrupt, or which name or shape is not in the checkpoint.
+    """
+    ranks = ranks or Ranks(0, 1, None)
+    reader: ShardReader = _open_together(path, ranks)
+    flat = {f"{part}/{name}": tensor for part, own in tensors.items() for name, tensor in own.items()}
+    own = _own_state(reader, ranks)
+    _fill(reader, flat | own, ranks)
+    prefix = rank_prefix(ranks.rank)
+    state = {name.removeprefix(prefix): tensor for name, tensor in own.items()}
+    return Snapshot(
+        reader.commit.step, config.from_dict(reader.read_json(CONFIG)), tensors, reader.read_json(STATE), state
+    )
 
 
-def _tensors(path: Path, content: bytes) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load(content)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: cannot be read as safetensors ({error})") from error
+def _open_together(path: Path, ranks: Ranks) -> ShardReader:
+    """The reader of each rank, or the same CheckpointError on all."""
+    opened: list[ShardReader] = []
+    ranks.together(lambda: opened.append(ShardReader(path)), lambda _: [None] * ranks.size)
+    return opened[0]
 
 
-def _read(path: Path, listed: dict[str, Any]) -> bytes:
-    """Content of a file, verified. What is parsed is what was hashed: the file is read once."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error})") from error
-    _matches(path, listed, len(content), hashlib.sha256(content).hexdigest())
-    return content
+def _fill(reader: ShardReader, flat: dict[str, Tensor], ranks: Ranks) -> None:
+    """Plan, read, verify; once all ranks have, copy."""
+    planner = VerifiedLoadPlanner()
+
+    def prepare() -> LoadPlan:
+        unlike = [name for name, tensor in flat.items() if not _fits(reader.index.get(name), tensor)]
+        if unlike:
+            raise CheckpointError(
+                f"{reader.path}: is not of this model; names or shapes differ: {', '.join(sorted(unlike)[:5])}"
+            )
+        planner.set_up_planner(dict(flat), reader.read_metadata(), is_coordinator=ranks.rank == 0)
+        return reader.prepare_local_plan(planner.create_local_plan())
+
+    plans: list[LoadPlan] = []
+    ranks.together(lambda: plans.append(prepare()), lambda _: [None] * ranks.size)
+    reader.read_data(planner.finish_plan(plans[0]), planner).wait()
+    reader.reset()
 
 
-def _measure(path: Path) -> tuple[int, str]:
-    """Size and SHA-256 of a file, without holding it in memory."""
-    digest, size = hashlib.sha256(), 0
-    try:
-        with open(path, "rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
-                digest.update(chunk)
-                size += len(chunk)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error})") from error
-    return size, digest.hexdigest()
+def _fits(about: dict[str, Any] | None, tensor: Tensor) -> bool:
+    return about is not None and list(tensor.shape) == about["shape"] and DTYPES[about["dtype"]] == tensor.dtype
 
 
-def _matches(path: Path, listed: dict[str, Any], size: int, sha256: str) -> None:
-    if size != listed["bytes"]:
-        raise CheckpointError(f"{path}: has {size} bytes, its commit record says {listed['bytes']}")
-    if sha256 != listed["sha256"]:
-        raise CheckpointError(f"{path}: SHA-256 is {sha256}, its commit record says {listed['sha256']}")
+def _empty(about: dict[str, Any]) -> Tensor:
+    return torch.empty(about["shape"], dtype=DTYPES[about["dtype"]])
+
+
+def _own_state(reader: ShardReader, ranks: Ranks) -> dict[str, Tensor]:
+    """Room for this rank's own state; none when another number of ranks saved it, to whom it would mean nothing."""
+    if reader.commit.ranks != ranks.size:
+        return {}
+    prefix = rank_prefix(ranks.rank)
+    return {name: _empty(about) for name, about in reader.index.items() if name.startswith(prefix)}
+
+
+def _by_part(flat: dict[str, Tensor], parts: set[str]) -> dict[str, dict[str, Tensor]]:
+    found: dict[str, dict[str, Tensor]] = {part: {} for part in sorted(parts)}
+    for name, tensor in flat.items():
+        part, _, rest = name.partition("/")
+        found[part][rest] = tensor
+    return found

@@ -70,16 +70,41 @@ def _add_train_verbs(verb: "argparse._SubParsersAction[argparse.ArgumentParser]"
     recipes = verb.add_parser("recipes", help="list the recipes, or print one resolved as JSON")
     recipes.add_argument("recipe", nargs="?", metavar="RECIPE")
     recipes.add_argument("overrides", nargs="*", metavar="section.field=value")
-    plan = verb.add_parser("plan", help="parameters, FLOPs, memory, days and cost of a recipe, without a GPU")
-    plan.add_argument("recipe", metavar="RECIPE")
-    plan.add_argument("--gpus", type=int, metavar="N", help="default: as many as the recipe's layout has")
-    plan.add_argument("--gpu", default="h100", metavar="NAME", help="default h100")
-    plan.add_argument("--json", action="store_true", help="all figures as JSON")
-    plan.add_argument("overrides", nargs="*", metavar="section.field=value")
+    _add_plan_verbs(verb)
+    checkpoints = verb.add_parser("checkpoints", help="list a run's checkpoints, verified to the byte; prune them")
+    checkpoints.add_argument("run", metavar="RUN")
+    checkpoints.add_argument("--prune", action="store_true", help="remove what retention no longer needs")
+    checkpoints.add_argument("--keep", type=int, metavar="K", help="permanent ones to keep (default: as the run does)")
     train = verb.add_parser("train", help="train a recipe; run it again to resume")
     train.add_argument("recipe", metavar="RECIPE")
     train.add_argument("overrides", nargs="*", metavar="section.field=value")
     train.add_argument("--out", required=True, metavar="RUN", help="the run folder")
+
+
+def _add_plan_verbs(verb: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    plan = verb.add_parser("plan", help="parameters, FLOPs, memory, days and cost of a recipe, without a GPU")
+    plan.add_argument("recipe", nargs="?", metavar="RECIPE")
+    plan.add_argument("--gpus", type=int, metavar="N", help="default: as many as the recipe's layout has")
+    plan.add_argument("--gpu", default=None, metavar="NAME", help="default h100; or a file that `xgv calibrate` wrote")
+    plan.add_argument("--search", action="store_true", help="rank every layout that fits; the ten best")
+    plan.add_argument(
+        "--compare", action="store_true", help="the layout on every GPU, and from half to four times as many"
+    )
+    plan.add_argument("--tokens-per-pair", type=int, metavar="N", help="text tokens of a pair")
+    plan.add_argument("--epochs", type=float, metavar="E", help="times that every pair is seen")
+    plan.add_argument(
+        "--days", type=float, metavar="D", help="given any two of the last three, the third is solved for"
+    )
+    plan.add_argument("--timeline", metavar="FOLDER", help="simulate one step: a trace for Perfetto and a picture")
+    plan.add_argument("--plots", metavar="FOLDER", help="time against GPUs and memory by stage, as SVG")
+    plan.add_argument("--rows", metavar="FILE.csv", help="predict the published runs of a file instead of a recipe")
+    plan.add_argument("--json", nargs="?", const="-", metavar="OUT", help="all figures as JSON, printed or to a file")
+    plan.add_argument("overrides", nargs="*", metavar="section.field=value")
+    calibrate = verb.add_parser(
+        "calibrate", help="measure this machine's rates in about a minute, for `xgv plan --gpu`"
+    )
+    calibrate.add_argument("--out", default="calibration.json", metavar="FILE", help="default calibration.json")
+    calibrate.add_argument("--seconds", type=float, default=60.0, metavar="S", help="about how long (default 60)")
 
 
 def _add_model_verbs(verb: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

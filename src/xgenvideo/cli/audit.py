@@ -55,7 +55,7 @@ def _audit_decisions(folder: Path, kept: set[str]) -> Iterator[str]:
 
 
 def audit_run(folder: Path) -> Iterator[str]:
-    """The config, every checkpoint's bytes, and the steps of metrics.jsonl."""
+    """The config, every checkpoint's bytes, the steps of metrics.jsonl, and the ledger of samples."""
     from xgenvideo.checkpoint import verify
     from xgenvideo.config import load
     from xgenvideo.demo.score import read_lines
@@ -72,6 +72,8 @@ def audit_run(folder: Path) -> Iterator[str]:
     if any(later <= earlier for earlier, later in zip(steps, steps[1:], strict=False)):
         raise DataError(f"{folder / 'metrics.jsonl'}: steps do not ascend")
     yield f"metrics: {len(steps)} lines, steps ascend to {steps[-1] if steps else 0}"
+    if (folder / "ledger").is_dir():
+        yield from _audit_ledger(folder)
 
 
 def _same(folder: Path, what: str, found: Any, where: str, expected: Any) -> None:
@@ -81,3 +83,18 @@ def _same(folder: Path, what: str, found: Any, where: str, expected: Any) -> Non
 
 def _nonzero(counts: dict[str, int]) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
+
+
+def _audit_ledger(folder: Path) -> Iterator[str]:
+    """Every sample exactly once an epoch, over all attempts, and every checkpoint at the place that the ledger says."""
+    from xgenvideo.checkpoint import read_account
+    from xgenvideo.checkpoint.reader import ShardReader
+    from xgenvideo.checkpoint.snapshot import STATE, step_folders
+
+    account = read_account(folder)
+    _same(folder, "samples lost and replayed in the ledger", (account.lost, account.replayed), "expected", (0, 0))
+    _same(folder, "the ledger", account.problems, "expected", [])
+    for step, path in step_folders(folder / "checkpoints"):
+        consumed = ShardReader(path).read_json(STATE)["loader"]["samples_consumed"]
+        _same(folder, f"samples consumed by {path.name}", consumed, "in the ledger", account.ends.get(step))
+    yield f"ledger: {account}"

@@ -15,6 +15,8 @@ def run(parsed: argparse.Namespace) -> None:
     """Run the verb that was parsed. Raises XGenVideoError for a user's mistake."""
     verbs: dict[str, Callable[[argparse.Namespace], None]] = {
         "audit": audit,
+        "calibrate": calibrate,
+        "checkpoints": checkpoints,
         "curate": curate,
         "demo": demo,
         "evaluate": evaluate,
@@ -79,17 +81,17 @@ def curate(parsed: argparse.Namespace) -> None:
 
 
 def plan(parsed: argparse.Namespace) -> None:
-    """Work out what a recipe costs."""
-    from xgenvideo.plan.render import render
-    from xgenvideo.plan.report import plan as plan_run
-    from xgenvideo.plan.report import to_json
+    """Work out what a recipe costs, or predict the runs of a file."""
+    from xgenvideo.cli.plan import plan as plan_verb
 
-    config = _config(parsed)
-    report = plan_run(config, config.layout.world if parsed.gpus is None else parsed.gpus, parsed.gpu)
-    if parsed.json:
-        _print_json(to_json(report))
-    else:
-        print(render(report))
+    plan_verb(parsed, _config)
+
+
+def calibrate(parsed: argparse.Namespace) -> None:
+    """Measure this machine."""
+    from xgenvideo.train.calibrate import calibrate as measure
+
+    measure(Path(parsed.out), parsed.seconds, _note)
 
 
 def train(parsed: argparse.Namespace) -> None:
@@ -189,6 +191,18 @@ def audit(parsed: argparse.Namespace) -> None:
     from xgenvideo.cli.audit import audit as audit_folder
 
     for line in audit_folder(Path(parsed.folder)):
+        print(line)
+
+
+def checkpoints(parsed: argparse.Namespace) -> None:
+    """List a run's checkpoints, every byte read back; with --prune remove what retention no longer needs."""
+    from xgenvideo.cli.checkpoints import list_checkpoints, prune
+
+    run = Path(parsed.run)
+    if parsed.prune:
+        for path in prune(run, parsed.keep):
+            _note(f"removed {path}")
+    for line in list_checkpoints(run):
         print(line)
 
 

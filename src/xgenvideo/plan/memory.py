@@ -23,6 +23,7 @@ FRAGMENTATION = 0.05  # assumption: what the caching allocator holds beyond what
 GRADIENT_BYTES = 4
 MOMENTS_BYTES = 8
 MASTER_BYTES = 4
+HALF_KEPT = 0.38  # as in textmemory.py, where published sizes say so
 
 
 @dataclass(frozen=True)
@@ -51,18 +52,28 @@ class RankMemory:
         return self.counted * (1 + FRAGMENTATION) + RUNTIME_BYTES
 
 
-def memory(config: RunConfig, text_tokens: int, encoder_in_stage_0: bool = False) -> tuple[RankMemory, ...]:
-    """Bytes per rank for every pipeline stage, pairs at their full `data.frames` and `text_tokens` (per pair)."""
+def memory(
+    config: RunConfig, text_tokens: int, encoder_in_stage_0: bool = False, recompute: str = "none"
+) -> tuple[RankMemory, ...]:
+    """Bytes per rank for every pipeline stage, pairs at their full `data.frames` and `text_tokens` (per pair).
+
+    `recompute`: none keeps all that the backward needs, half every other product's output, full a block's input alone.
+    """
     layout = config.layout
     stages = cut(config.model, text_tokens, layout.pipeline * layout.virtual_stages)
     return tuple(
-        _rank_memory(config, text_tokens, rank, chunks, encoder_in_stage_0)
+        _rank_memory(config, text_tokens, rank, chunks, encoder_in_stage_0, recompute)
         for rank, chunks in enumerate(by_rank(stages, layout))
     )
 
 
 def _rank_memory(
-    config: RunConfig, text_tokens: int, rank: int, chunks: tuple[Stage, ...], encoder_in_stage_0: bool
+    config: RunConfig,
+    text_tokens: int,
+    rank: int,
+    chunks: tuple[Stage, ...],
+    encoder_in_stage_0: bool,
+    recompute: str,
 ) -> RankMemory:
     layout, size = config.layout, compute_bytes(config)
     decoder = sum(stage_parameters(config, stage) for stage in chunks) / layout.tensor
@@ -80,7 +91,7 @@ def _rank_memory(
         optimizer=(MOMENTS_BYTES + master) * (decoder / layout.data + visual / visual_ranks),
         encoder=float(encoder),
         visual_activations=visual_activation_bytes(config, encoder_in_stage_0) if sees_video else 0.0,
-        decoder_activations=_decoder_activation_bytes(config, text_tokens, rank, chunks),
+        decoder_activations=_decoder_activation_bytes(config, text_tokens, rank, chunks, recompute),
         buffers=_buffer_bytes(config, text_tokens, chunks),
     )
 
@@ -147,15 +158,19 @@ def block_activation_bytes(config: RunConfig, text_tokens: int, cross: bool) -> 
     return float(size * (text_tokens * per_token + latents) + row_sums)
 
 
-def _decoder_activation_bytes(config: RunConfig, text_tokens: int, rank: int, chunks: tuple[Stage, ...]) -> float:
+def _decoder_activation_bytes(
+    config: RunConfig, text_tokens: int, rank: int, chunks: tuple[Stage, ...], recompute: str
+) -> float:
     layout = config.layout
     microbatches = config.train.global_batch_pairs // (layout.data * layout.microbatch_pairs)
-    per_pair = sum(
-        len(stage.layers) * block_activation_bytes(config, text_tokens, cross=False)
-        + len(stage.cross) * block_activation_bytes(config, text_tokens, cross=True)
-        for stage in chunks
-    )
-    return microbatches_in_flight(layout, microbatches, rank) * layout.microbatch_pairs * per_pair
+    blocks = (sum(len(stage.layers) for stage in chunks), sum(len(stage.cross) for stage in chunks))
+    each = (block_activation_bytes(config, text_tokens, cross) for cross in (False, True))
+    whole = sum(count * block for count, block in zip(blocks, each, strict=True))
+    inputs = sum(blocks) * compute_bytes(config) * text_tokens * config.model.decoder.width / layout.tensor
+    kept = {"none": whole, "half": HALF_KEPT * whole, "full": inputs}[recompute]
+    # The block whose forward is being redone is there in full.
+    working = 0.0 if recompute == "none" else block_activation_bytes(config, text_tokens, cross=False)
+    return layout.microbatch_pairs * (microbatches_in_flight(layout, microbatches, rank) * kept + working)
 
 
 def _buffer_bytes(config: RunConfig, text_tokens: int, chunks: tuple[Stage, ...]) -> float:

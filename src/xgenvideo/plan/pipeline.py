@@ -8,6 +8,8 @@ as one or two blocks, so a cut by block count leaves the last stage the slowest.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeVar
 
 from xgenvideo.config import LayoutConfig, ModelConfig
 from xgenvideo.errors import ConfigError
@@ -32,6 +34,7 @@ class Stage:
         return f"{len(self.layers)}/{len(self.cross)}{ends}"
 
 
+@lru_cache(maxsize=512)
 def cut(model: ModelConfig, text_tokens: int, stages: int, head: bool = True) -> tuple[Stage, ...]:
     """The cut of the decoder into `stages` runs whose slowest is fastest, and among those the most even one.
 
@@ -99,9 +102,12 @@ def rank_of(stage: int, layout: LayoutConfig) -> int:
     return layout.pipeline - 1 - place if layout.schedule == "zbv" and lap % 2 else place
 
 
-def by_rank(stages: Sequence[Stage], layout: LayoutConfig) -> tuple[tuple[Stage, ...], ...]:
-    """The chunks of every pipeline rank."""
-    held: list[list[Stage]] = [[] for _ in range(layout.pipeline)]
+Chunk = TypeVar("Chunk")
+
+
+def by_rank(stages: Sequence[Chunk], layout: LayoutConfig) -> tuple[tuple[Chunk, ...], ...]:
+    """The chunks of every pipeline rank: of Stages, or of anything that is given one a stage."""
+    held: list[list[Chunk]] = [[] for _ in range(layout.pipeline)]
     for number, stage in enumerate(stages):
         held[rank_of(number, layout)].append(stage)
     return tuple(tuple(chunks) for chunks in held)

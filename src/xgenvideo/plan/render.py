@@ -1,4 +1,4 @@
-"""A PlanReport as text for a terminal: counts first, then what rests on an assumption, then the stated facts."""
+"""A PlanReport as text for a terminal: counts first, then what rests on rates and assumptions, then the seed's."""
 
 from collections.abc import Sequence
 
@@ -20,11 +20,20 @@ def render(report: PlanReport) -> str:
         f"global batch {report.global_batch_pairs:,} pairs of "
         f"{report.text_tokens:,} text tokens and {report.frames} frames",
     ]
-    parts = [head, _parameters(report), _flops(report), _cut(report), _memory(report), _estimates(report)]
+    parts = [
+        head,
+        _parameters(report),
+        _flops(report),
+        _cut(report),
+        _memory(report),
+        _estimates(report),
+        _traffic(report),
+        _operations(report),
+    ]
     if report.seed is not None:
         parts.append(_seed(report.seed))
     parts.append(["Notes", *(f"  {note}" for note in report.notes)])
-    return "\n\n".join("\n".join(lines) for lines in parts)
+    return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -127,37 +136,89 @@ def _memory_row(rank: RankMemory, limit: float) -> tuple[str, ...]:
     return (str(rank.rank), *(f"{kind / GIBIBYTE:.2f}" for kind in kinds), verdict)
 
 
+PLACES = {
+    "all_ranks": "over all ranks",
+    "stage_0": "in stage 0",
+    "separate": "on ranks of its own",
+    "cached": "cached features",
+}
+
+
 def _estimates(report: PlanReport) -> list[str]:
-    everywhere, first = report.estimates
-    spread = report.layout.pipeline > 1
-    shown = (everywhere, first) if spread else (everywhere,)
-    names = ("over all ranks", "in stage 0") if spread else ("on its GPU",)
     rows: list[tuple[str, ...]] = [
-        ("visual part", "visual s", "text pass s", "decoder s", "step s", "MFU causal", "MFU full", "days")
+        (
+            "visual part",
+            "GPUs",
+            "visual s",
+            "text s",
+            "decoder s",
+            "other s",
+            "step s",
+            "90 %",
+            "MFU causal",
+            "full",
+            "days",
+        )
     ]
-    rows += [_estimate_row(name, estimate) for name, estimate in zip(names, shown, strict=True)]
+    rows += [_estimate_row(report, estimate) for estimate in report.estimates]
     lines = [
-        f"Time, ASSUMING that a busy GPU runs at {report.assumed_busy_share:.0%} of its peak; not a result",
+        "Time of a step, from rates fitted on published runs; 90 % of left-out runs fell within the range",
         *table(rows),
     ]
-    if spread:
+    places = {estimate.step.placement: estimate for estimate in report.estimates}
+    everywhere, first = places["all_ranks"], places.get("stage_0")
+    if first is not None:
         lines.append(
             f"  in stage 0 a step takes {first.step.total / everywhere.step.total:.1f} times as long; "
-            f"the steady state of an even pipeline {report.encoder_slow_down_even:.1f} times (at any rate)"
+            f"by FLOPs an even pipeline {report.encoder_slow_down_even:.1f} times"
         )
+        shares = "; ".join(f"{PLACES[each.step.placement]} {_range(each)}" for each in (everywhere, first))
+        lines.append(f"  MFU, full square, with its 90 % range: {shares}")
+        lines.append("  MFU counts the encoder's forward; of cached features it does not (they were encoded before)")
+    parts = everywhere.step
     lines.append(
-        f"  {report.steps:,} iterations: {everywhere.gpu_hours:,.1f} GPU-hours, at most "
-        f"{everywhere.kilowatt_hours:,.1f} kWh in the GPUs at their power limit"
+        f"  first row, not hidden: bubble {parts.fill:.3g} s, messages {parts.messages:.3g} s, "
+        f"gradients {parts.data:.3g} s, optimizer {parts.optimizer:.3g} s, waiting {parts.jitter:.3g} s"
     )
-    if report.pairs_expected:
-        lines.append(f"  {report.pairs_expected:,} pairs seen once are {report.iterations_per_epoch:,} iterations")
     return lines
 
 
-def _estimate_row(name: str, estimate: Estimate) -> tuple[str, ...]:
+def _range(estimate: Estimate) -> str:
+    step = estimate.step.total
+    low, high = (estimate.mfu_quadratic * step / end for end in (estimate.high, estimate.low))
+    return f"{estimate.mfu_quadratic:.1%} ({low:.1%} to {high:.1%})"
+
+
+def _estimate_row(report: PlanReport, estimate: Estimate) -> tuple[str, ...]:
     step = estimate.step
-    seconds = (f"{part:.3g}" for part in (step.visual, step.text_pass, step.decoder, step.total))
-    return (name, *seconds, f"{estimate.mfu:.1%}", f"{estimate.mfu_quadratic:.1%}", f"{estimate.days:.3g}")
+    other = step.fill + step.messages + step.join + step.data + step.optimizer + step.jitter
+    name = PLACES[step.placement] if report.layout.pipeline > 1 and not report.encoder_cached else "on its GPU"
+    seconds = (f"{part:.3g}" for part in (step.visual, step.text_pass, step.decoder, other, step.total))
+    band = f"{estimate.low:.3g}-{estimate.high:.3g}"
+    shares = (f"{estimate.mfu:.1%}", f"{estimate.mfu_quadratic:.1%}") if step.placement != "cached" else ("-", "-")
+    return (name, str(estimate.gpus), *seconds, band, *shares, f"{estimate.bill.days:.3g}")
+
+
+def _traffic(report: PlanReport) -> list[str]:
+    rows = [("kind", "link", "GB a step"), *((t.kind, t.link, f"{t.bytes_per_step / 1e9:.3g}") for t in report.traffic)]
+    return ["Traffic: what the busiest GPU sends in a step", *table(rows)] if report.traffic else []
+
+
+def _operations(report: PlanReport) -> list[str]:
+    saved, bill, data = report.checkpoints, report.estimates[0].bill, report.data
+    lines = [
+        "The run around its steps (assumptions are named in plan/operations.py)",
+        f"  checkpoint {saved.size_bytes / 1e9:,.1f} GB, stalls {saved.stall_seconds:.2g} s, "
+        f"written in {saved.write_seconds:.3g} s; a failure every {saved.failure_hours:,.0f} h",
+        f"  best saved every {saved.best_interval_seconds / 60:.3g} min ({saved.best_interval_steps:,} steps): goodput "
+        f"{saved.goodput:.2%}; every {saved.recipe_interval_steps:,} steps: {saved.goodput_at_recipe_interval:.2%}",
+        f"  loaders bring {data.pairs_per_second:,.1f} pairs/s, {data.bytes_per_second / 1e9:.3g} GB/s in all",
+        f"  {bill.steps:,} iterations: {bill.days:.3g} days, {bill.gpu_hours:,.1f} GPU-hours, "
+        f"{bill.kilowatt_hours:,.1f} kWh, {bill.co2_tonnes:,.3g} t CO2, ${bill.dollars:,.0f}",
+    ]
+    if report.pairs_expected:
+        lines.append(f"  {report.pairs_expected:,} pairs seen once are {report.iterations_per_epoch:,} iterations")
+    return lines
 
 
 def _seed(seed: Implied) -> list[str]:

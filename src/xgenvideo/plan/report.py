@@ -7,20 +7,25 @@ from typing import Any
 
 from xgenvideo.config import LayoutConfig, RunConfig, check
 from xgenvideo.errors import ConfigError
+from xgenvideo.plan.communication import Traffic, traffic
 from xgenvideo.plan.flops import Flops, training_flops
-from xgenvideo.plan.hardware import Gpu, find_gpu
+from xgenvideo.plan.hardware import Gpu, find_gpu, usual_cluster
 from xgenvideo.plan.memory import RankMemory, memory
+from xgenvideo.plan.operations import Bill, Checkpoints, DataDemand, bill, checkpoints, data_demand
 from xgenvideo.plan.parameters import Parameters, parameters
 from xgenvideo.plan.pipeline import Stage, bubble, by_rank, cut
+from xgenvideo.plan.rates import load_rates, spread
 from xgenvideo.plan.seed import STATED, Implied, implied
 from xgenvideo.plan.timing import (
-    ASSUMED_BUSY_SHARE,
     PLACEMENTS,
+    Machine,
     StepTime,
     encoder_slow_down,
+    microbatches_of,
     needs_text_pass,
     step_time,
     text_pass_flops,
+    visual_ranks,
 )
 
 SMALLEST_WIDTH = 1024  # below it a step is bound by kernel launches, not by matrix work
@@ -28,14 +33,19 @@ SMALLEST_WIDTH = 1024  # below it a step is bound by kernel launches, not by mat
 
 @dataclass(frozen=True)
 class Estimate:
-    """A whole run at the assumed rate of a busy GPU. `mfu` counts causal attention as half, `mfu_quadratic` in full."""
+    """A whole run with the encoder in one place, on `gpus` GPUs.
+
+    `low` and `high`: seconds between which 90 % of left-out published runs of this kind of GPU fell. `mfu` counts
+    causal attention as half, `mfu_quadratic` in full; both count the encoder's forward, once, and never recomputation.
+    """
 
     step: StepTime
+    gpus: int
+    low: float
+    high: float
     mfu: float
     mfu_quadratic: float
-    days: float
-    gpu_hours: float
-    kilowatt_hours: float
+    bill: Bill
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,7 @@ class PipelineCut:
 
 @dataclass(frozen=True)
 class PlanReport:
-    """Everything that `render` prints. Counts are exact; `estimates` rest on `assumed_busy_share`, an assumption."""
+    """Everything that `render` prints. Counts are exact; `estimates` rest on rates fitted on published runs."""
 
     recipe: str
     gpus: int
@@ -69,8 +79,10 @@ class PlanReport:
     cut: PipelineCut
     memory: tuple[RankMemory, ...]
     memory_stage_0_encoder: tuple[RankMemory, ...]
-    assumed_busy_share: float
     estimates: tuple[Estimate, ...]
+    traffic: tuple[Traffic, ...]
+    checkpoints: Checkpoints
+    data: DataDemand
     encoder_slow_down_even: float
     pairs_expected: int
     iterations_per_epoch: int
@@ -83,20 +95,22 @@ class PlanReport:
         return all(rank.total <= self.gpu.memory_bytes for rank in self.memory)
 
 
-def plan(config: RunConfig, gpus: int, gpu: str) -> PlanReport:
+def plan(config: RunConfig, gpus: int, gpu: str, machine: Machine | None = None) -> PlanReport:
     """Plan `config` on `gpus` GPUs called `gpu`; its tensor and pipeline axes stay, its data axis follows the GPUs.
 
-    Raises ConfigError for an unknown GPU, a number of GPUs that the layout cannot use, or a schedule that does not fit.
+    `machine` is one that was measured, with its own rates. Raises ConfigError for an unknown GPU, a number of GPUs that
+    the layout cannot use, or a schedule that does not fit.
     """
-    device = find_gpu(gpu)
+    machine = machine or machine_of(gpu)
     config = on_gpus(config, gpus)
     tokens, frames, cached = config.data.text_tokens, config.data.frames, config.data.cache_features
     pairs, expected = config.train.global_batch_pairs, config.data.pairs_expected
     step_flops = training_flops(config, pairs, tokens, frames, 0 if cached else pairs * frames)
+    estimates = tuple(_estimate(config, machine, step_flops, placement) for placement in placements(config))
     return PlanReport(
         recipe=config.name,
         gpus=gpus,
-        gpu=device,
+        gpu=machine.cluster.gpu,
         layout=config.layout,
         steps=config.train.steps,
         global_batch_pairs=pairs,
@@ -110,14 +124,28 @@ def plan(config: RunConfig, gpus: int, gpu: str) -> PlanReport:
         cut=_cut(config),
         memory=memory(config, tokens),
         memory_stage_0_encoder=memory(config, tokens, encoder_in_stage_0=True),
-        assumed_busy_share=ASSUMED_BUSY_SHARE,
-        estimates=tuple(_estimate(config, gpus, device, step_flops, placement) for placement in PLACEMENTS),
+        estimates=estimates,
+        traffic=traffic(config, machine.cluster),
+        checkpoints=checkpoints(config, gpus, estimates[0].step.total),
+        data=data_demand(config, estimates[0].step.total),
         encoder_slow_down_even=encoder_slow_down(config, tokens),
         pairs_expected=expected,
         iterations_per_epoch=expected // pairs,
         seed=implied(config) if expected == STATED.pairs else None,
         notes=_notes(config),
     )
+
+
+def machine_of(gpu: str) -> Machine:
+    """A cluster of `gpu` as it is usually wired, with the fitted rates and tuned kernels. Raises ConfigError."""
+    return Machine(usual_cluster(find_gpu(gpu)), load_rates())
+
+
+def placements(config: RunConfig) -> tuple[str, ...]:
+    """Where the encoder may stand: one place without a pipeline or with cached features."""
+    if config.data.cache_features or config.layout.pipeline == 1:
+        return PLACEMENTS[:1]
+    return PLACEMENTS
 
 
 def on_gpus(config: RunConfig, gpus: int) -> RunConfig:
@@ -146,16 +174,17 @@ def _notes(config: RunConfig) -> tuple[str, ...]:
     """What this plan leaves out, and where its assumption does not hold."""
     notes = [
         "Every pair is planned at full length; shorter clips and texts are padded and cost the same.",
-        "Communication, data loading, checkpoints and failures are not worked out: the assumed rate stands for them.",
+        "Times rest on rates fitted on published language-model runs; `make planner-report` prints their errors.",
+        "Kernels are taken to be tuned (fused passes, attention written for the GPU, traffic beside compute).",
     ]
     if config.model.decoder.width < SMALLEST_WIDTH:
-        notes.append("Matrices this small do not reach the assumed rate on any GPU: read the times as lower bounds.")
+        notes.append("Matrices this small do not reach the assumed rate on any GPU: calibrate the machine instead.")
     return tuple(notes)
 
 
 def _cut(config: RunConfig) -> PipelineCut:
     layout, tokens = config.layout, config.data.text_tokens
-    microbatches = config.train.global_batch_pairs // (layout.data * layout.microbatch_pairs)
+    microbatches = microbatches_of(config)
     count = layout.pipeline * layout.virtual_stages
     ranks = by_rank(cut(config.model, tokens, count), layout)
     headless = by_rank(cut(config.model, tokens, count, head=False), layout)
@@ -173,17 +202,21 @@ def _slowest_over_mean(ranks: tuple[tuple[Stage, ...], ...]) -> float:
     return max(costs) * len(costs) / sum(costs)
 
 
-def _estimate(config: RunConfig, gpus: int, gpu: Gpu, step_flops: Flops, placement: str) -> Estimate:
-    step = step_time(config, gpu, config.data.text_tokens, placement)
+def _estimate(config: RunConfig, machine: Machine, step_flops: Flops, placement: str) -> Estimate:
+    step = step_time(config, machine, placement)
+    gpus = config.layout.world + (visual_ranks(config) if placement == "separate" else 0)
+    gpu = machine.cluster.gpu
     peak = gpus * gpu.bf16_flops_per_second * step.total
-    hours = config.train.steps * step.total / 3600
+    low, high = spread("hopper" if gpu.hopper else "ampere")
+    share = checkpoints(config, gpus, step.total).goodput
     return Estimate(
         step=step,
+        gpus=gpus,
+        low=low * step.total,
+        high=high * step.total,
         mfu=step_flops.total / peak,
         mfu_quadratic=step_flops.total_quadratic / peak,
-        days=hours / 24,
-        gpu_hours=hours * gpus,
-        kilowatt_hours=hours * gpus * gpu.watts / 1e3,
+        bill=bill(gpu.name, gpu.watts, gpus, config.train.steps, step.total, share),
     )
 
 
