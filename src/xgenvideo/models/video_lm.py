@@ -8,12 +8,11 @@ from torch.nn import functional
 
 from xgenvideo.config import ModelConfig, RunConfig
 from xgenvideo.models.decoder import Decoder, Gate
+from xgenvideo.models.initial import LOGIT_SCALE_START, starting_value
 from xgenvideo.models.resampler import AttentionPool, Resampler
-from xgenvideo.models.vision import FrozenVision, encode_video, load_weights, random_seed
+from xgenvideo.models.vision import FrozenVision, build_vision, encode_video
 
-LOGIT_SCALE_START = math.log(1 / 0.07)
 LOGIT_SCALE_LIMIT = math.log(100.0)
-QUERY_SHARPNESS = 3.0
 
 
 class VideoLM(nn.Module):
@@ -88,36 +87,15 @@ class VideoLM(nn.Module):
 
 def build_model(config: RunConfig, device: str | torch.device = "cpu") -> VideoLM:
     """The model of a run, its weights a pure function of the config (seed, sizes, encoder weights)."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(random_seed(config.model.vision))
+    with torch.device("meta"):
         model = VideoLM(config.model)
-        torch.manual_seed(config.train.seed)
-        initialise(model)
-    load_weights(model.vision)
+    model.vision = build_vision(config.model.vision)
+    for name, parameter in list(model.named_parameters()):
+        if parameter.is_meta:
+            module = model.get_submodule(name.rpartition(".")[0])
+            value = starting_value(name, parameter.shape, config.model, config.train.seed)
+            setattr(module, name.rpartition(".")[2], nn.Parameter(value))
     return model.to(device)
-
-
-def initialise(model: VideoLM) -> None:
-    """Fan-in normal weights; outputs of residual branches shrink with depth (GPT-2), so that the stream stays O(1)."""
-    decoder, resampler = model.config.decoder, model.config.resampler
-    branches = {"decoder": 2 * (decoder.depth + decoder.cross_blocks), "resampler": 2 * resampler.depth}
-    for name, module in model.named_modules():
-        if name.startswith("vision"):
-            continue
-        if isinstance(module, nn.Linear):
-            scale = module.in_features**-0.5
-            if name.rpartition(".")[2] in ("out", "down"):
-                scale /= math.sqrt(branches.get(name.partition(".")[0], 1))
-            nn.init.normal_(module.weight, std=scale)
-        elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight)
-    for vectors in (model.resampler.queries, model.video_pool.query):
-        nn.init.normal_(vectors)
-    nn.init.normal_(model.resampler.slots, std=0.02)
-    # Sharp from the start: queries that average over all patches of all frames learn order only slowly (docs/log.md).
-    for name, parameter in model.resampler.layers.named_parameters():
-        if name.endswith(".q.weight"):
-            nn.init.normal_(parameter, std=QUERY_SHARPNESS * parameter.shape[1] ** -0.5)
 
 
 def trainable_state(model: VideoLM) -> dict[str, Tensor]:

@@ -54,6 +54,15 @@ class FrozenVision(nn.Module):
         return hidden[:, 1:]
 
 
+def build_vision(config: VisionConfig) -> FrozenVision:
+    """The encoder with the weights that `config.weights` names. Raises ConfigError where they do not fit."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(random_seed(config))
+        vision = FrozenVision(config)
+    load_weights(vision)
+    return vision
+
+
 def load_weights(vision: FrozenVision) -> None:
     """Fill the encoder as `config.weights` says: random:SEED (already done by construction), builtin or a folder."""
     weights = vision.config.weights
