@@ -47,3 +47,7 @@ format: $(STAMP)
 clean:
 	rm -rf runs build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+.PHONY: parity
+parity: $(READY)  ## every layout against one process, real ranks over gloo
+	OMP_NUM_THREADS=1 $(PYTHON) bench/parity.py

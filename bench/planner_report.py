@@ -83,9 +83,7 @@ def print_times(
             f"{folded:14.1f} {seen:8.1f} {constant:9.1f} {other}   {verdict}"
         )
     if not others:
-        print(
-            '  llm-analysis is not installed: pip install llm-analysis "fire<0.6"'
-        )
+        print('  llm-analysis is not installed: pip install llm-analysis "fire<0.6"')
 
 
 def constant_error(row: Published, rows: Sequence[Published]) -> float:

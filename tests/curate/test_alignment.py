@@ -7,7 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xgenvideo.curate.alignment import AlignmentModels, imagenet_names, judge_alignment, one_thread_each
+from xgenvideo.curate.alignment import (
+    AlignmentModels,
+    colours_decide,
+    imagenet_names,
+    judge_alignment,
+    one_thread_each,
+)
 from xgenvideo.curate.colours import colour_shares, grounding
 from xgenvideo.curate.run import curate
 from xgenvideo.curate.settings import CurateSettings
@@ -37,6 +43,24 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
     with pytest.raises(MissingExtra, match=r"xgenvideo\[curate\]"):
         AlignmentModels()
+
+
+@pytest.mark.parametrize(
+    ("caption", "decided", "kept"),
+    [
+        ("A red circle appears before a blue square.", True, True),  # both are to be seen
+        ("A green circle appears before a yellow square.", True, False),  # neither is
+        ("A red circle, then a green square, then a blue star.", False, False),  # two of three: the classifier is asked
+        ("A dog runs over a meadow.", False, False),  # no colour is named
+    ],
+)
+def test_the_classifier_is_asked_only_where_colours_leave_it_open(caption: str, decided: bool, kept: bool) -> None:
+    settings = CurateSettings()
+    shares = dict.fromkeys(colour_shares(np.zeros((1, 8, 8, 3), np.uint8)), 0.0) | {"red": 0.05, "blue": 0.05}
+    colours = grounding(caption, shares, settings.min_colour_share)
+    assert colours_decide(colours, settings) is decided
+    far_off = settings.min_semantic_score - 0.1
+    assert judge_alignment(None if decided else far_off, colours, settings).keep is kept
 
 
 def test_real_captions_fit_their_own_clips(models: AlignmentModels) -> None:

@@ -112,7 +112,7 @@ def test_direction_says_where_the_thing_goes() -> None:
                         (False, True): "down", (False, False): "up",
                     }[abs(to_x - x) > abs(to_y - y), (to_x - x) + (to_y - y) > 0]  # fmt: skip
                     seen += 1
-    assert seen > 100
+    assert seen > 60
 
 
 def test_once_is_one_run_of_states_and_twice_is_two() -> None:
@@ -196,7 +196,7 @@ def test_generate_writes_what_it_says(made: GeneratedSummary) -> None:
             assert by_key[pair["twin"]]["source"] == pair["source"]
     assert not list(made.folder.rglob("*.part"))
     heldout = sum(is_heldout(scene) for scene in range(1000)) / 1000
-    assert heldout == pytest.approx(0.15)
+    assert heldout == pytest.approx(0.1)
 
 
 def test_defects_are_there_and_labelled(made: GeneratedSummary, tmp_path: Path) -> None:

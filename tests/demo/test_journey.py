@@ -15,7 +15,7 @@ KEYS = {
     "chance", "retrieval_t2v_r1", "retrieval_v2t_r1", "retrieval_chance_r1", "caption_cider", "seconds_by_stage",
     "peak_rss_mb", "parameters", "mfu",
 }  # fmt: skip
-SIZE = DemoSize("quick", clips=30, steps=3, answered_clips=3)
+SIZE = DemoSize("quick", clips=30, steps=3, defect_share=0.15, answered_clips=3)
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xgenvideo import recipes
-from xgenvideo.config import RunConfig, override
-from xgenvideo.errors import ConfigError, NotReady
-from xgenvideo.parallel.layout import Layout, Place, check_layout, divisors_near, refuse_unready
-from xgenvideo.parallel.world import World, single_process
+from xgenvideo.config import override
+from xgenvideo.errors import ConfigError
+from xgenvideo.parallel.layout import Layout, Place, check_layout, divisors_near
+from xgenvideo.parallel.world import single_process
 
 SIZES = st.integers(1, 8)
 
@@ -46,7 +46,8 @@ def test_the_large_recipe_fits_its_512_ranks() -> None:
         (["layout.microbatch_pairs=64"], 512, r"layout\.microbatch_pairs = 64: gives 2 microbatches.*Valid: 16"),
         ([], 256, r"layout\.data = 16: .*4 x 8 x 16 = 512 ranks, 256 are there\. Valid: 8"),
         ([], 16, r"layout\.data = 16: .*512 ranks, 16 are there\.$"),
-        (["train.global_batch_pairs=2064"], 512, r"multiple of the 512 ranks.*Valid: 2048, 2560"),
+        (["train.global_batch_pairs=256"], 512, r"global_batch_pairs = 256: must be at least the 512 ranks"),
+        (["data.text_tokens=510"], 512, r"layout\.tensor = 4: must divide data\.text_tokens = 510"),
     ],
 )
 def test_what_does_not_fit_is_named_with_what_would(changes: list[str], world: int, told: str) -> None:
@@ -54,10 +55,16 @@ def test_what_does_not_fit_is_named_with_what_would(changes: list[str], world: i
         check_layout(override(recipes.find("video_30b"), changes), world)
 
 
-def test_only_one_process_trains_for_now(small_config: RunConfig) -> None:
-    refuse_unready(small_config)
-    with pytest.raises(NotReady, match=r"layout\.tensor = 4, .*Set layout\.tensor=1 layout\.pipeline=1 layout\.data=1"):
-        refuse_unready(recipes.find("video_30b"))
+@given(SIZES, SIZES, SIZES, st.integers(1, 600))
+def test_shares_cover_the_batch_and_differ_by_one_pair_at_most(p: int, d: int, t: int, pairs: int) -> None:
+    layout = Layout(p, d, t)
+    shares = [layout.share(number, pairs) for number in range(layout.ranks)]
+    assert [place for share in shares for place in share] == list(range(pairs))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert sorted(layout.pair_rank(rank) for rank in range(layout.ranks)) == list(range(layout.ranks))
+    # The shares of one replica lie next to each other.
+    for rank in range(layout.ranks):
+        assert layout.pair_rank(rank) // layout.ranks_per_replica == layout.place(rank).data
 
 
 def test_divisors_near() -> None:
@@ -69,6 +76,6 @@ def test_one_process_is_its_own_world() -> None:
     world = single_process()
     rows = torch.ones(3, 2)
     assert (world.rank, world.size) == (0, 1)
-    assert world.gather(rows) is rows
-    with pytest.raises(AssertionError, match="needs a process group"):
-        World(0, 2, torch.device("cpu")).gather(rows)
+    assert world.gather_shares(rows, 3) is rows
+    assert world.to_first_stage(rows, 3) is rows
+    assert world.sum(rows) is rows

@@ -53,7 +53,8 @@ def test_mfu_is_the_planners_flops_over_the_peak(small_config: RunConfig) -> Non
 
 def test_a_row_is_json_even_when_the_loss_is_not_a_number(small_model: VideoLM) -> None:
     broken = Metrics(3, False, math.nan, math.nan, 0.5, math.inf, 1e-3, 8, 100, 128, 16, 0)
-    row = json.loads(json.dumps(row_of(broken, small_model, {"mfu": 0.1}, 1), allow_nan=False))
+    told = row_of(broken, small_model, small_model.gates(), {"mfu": 0.1}, 1)
+    row = json.loads(json.dumps(told, allow_nan=False))
     assert (row["step"], row["loss"], row["grad_norm"], row["skipped_steps"]) == (3, None, None, 1)
     assert set(row["gates"].values()) == {float(torch.tensor(0.7).tanh())}
 

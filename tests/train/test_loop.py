@@ -195,7 +195,7 @@ def test_a_directory_in_use_is_refused(run_config: RunConfig, tmp_path: Path) ->
 
 
 def test_what_is_not_ready_says_so(run_config: RunConfig, tmp_path: Path) -> None:
-    with pytest.raises(NotReady, match=r"layout\.data = 2: .* Set layout\.data=1"):
+    with pytest.raises(ConfigError, match=r"layout\.data = 2: .* 2 ranks, 1 are there\. Valid: 1"):
         train(override(run_config, ["layout.data=2", "layout.microbatch_pairs=2"]), tmp_path, quiet=True)
     with pytest.raises(NotReady, match=r"train\.eval_every_steps = 5"):
         train(override(run_config, ["train.eval_every_steps=5"]), tmp_path, quiet=True)
@@ -211,7 +211,7 @@ def test_a_missing_dataset_is_named(run_config: RunConfig, tmp_path: Path, shard
 def test_a_run_that_never_is_finite_ends(
     run_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("xgenvideo.train.step.clip_gradients", lambda model, limit: torch.tensor(float("nan")))
+    monkeypatch.setattr("xgenvideo.train.step.clip_gradients", lambda pieces, limit, world: torch.tensor(float("nan")))
     with pytest.raises(TrainError, match="10 steps in a row were not finite"):
         train(override(run_config, ["train.steps=50"]), tmp_path, quiet=True)
     rows = computed(tmp_path)

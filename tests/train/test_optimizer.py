@@ -7,18 +7,24 @@ import pytest
 import torch
 
 from xgenvideo.config import RunConfig
-from xgenvideo.errors import CheckpointError
-from xgenvideo.models.video_lm import VideoLM, build_model
+from xgenvideo.models.video_lm import build_model
+from xgenvideo.parallel.engine import build_engine
+from xgenvideo.parallel.shards import Piece
+from xgenvideo.parallel.world import World
 from xgenvideo.train.optimizer import (
     build_optimizer,
     clamp_logit_scale,
     clip_gradients,
     learning_rate,
     optimizer_tensors,
-    restore_optimizer,
     set_learning_rate,
-    trained_parameters,
 )
+
+CPU = World(0, 1, torch.device("cpu"))
+
+
+def pieces_of(config: RunConfig) -> list[Piece]:
+    return build_engine(config, CPU).pieces
 
 
 def test_learning_rate_warms_up_then_falls_to_its_floor(small_config: RunConfig) -> None:
@@ -38,9 +44,9 @@ def test_learning_rate_of_short_runs_stays_in_range(small_config: RunConfig, war
 
 
 def test_what_is_decayed(small_config: RunConfig) -> None:
-    model = build_model(small_config)
-    optimizer = build_optimizer(model, small_config.optimizer)
-    names = {id(parameter): name for name, parameter in trained_parameters(model).items()}
+    pieces = pieces_of(small_config)
+    optimizer = build_optimizer(pieces, small_config.optimizer)
+    names = {id(piece.local): piece.name for piece in pieces}
     decayed, plain, gates = ({names[id(p)] for p in group["params"]} for group in optimizer.param_groups)
     assert {"decoder.embedding.weight", "decoder.head.weight", "video_projection.weight"} <= decayed
     assert {"logit_scale", "resampler.queries", "resampler.slots", "video_pool.query", "decoder.norm.weight"} <= plain
@@ -55,18 +61,18 @@ def test_gates_have_their_own_learning_rate(small_config: RunConfig) -> None:
     config = dataclasses.replace(
         small_config, optimizer=dataclasses.replace(small_config.optimizer, lr=1e-3, gate_lr_scale=5.0)
     )
-    optimizer = build_optimizer(build_model(config), config.optimizer)
+    optimizer = build_optimizer(pieces_of(config), config.optimizer)
     lr = set_learning_rate(optimizer, config, 7)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([lr, lr, 5 * lr])
 
 
 def test_the_norm_is_that_of_all_gradients_together(small_config: RunConfig) -> None:
-    model = build_model(small_config)
-    count = sum(parameter.numel() for parameter in trained_parameters(model).values())
-    for parameter in trained_parameters(model).values():
-        parameter.grad = torch.full_like(parameter, 2.0)
-    assert float(clip_gradients(model, 1.0)) == pytest.approx(2 * math.sqrt(count), rel=1e-5)
-    assert float(clip_gradients(model, 1.0)) == pytest.approx(1.0, rel=1e-4)
+    pieces = pieces_of(small_config)
+    count = sum(piece.local.numel() for piece in pieces)
+    for piece in pieces:
+        piece.local.grad = torch.full_like(piece.local, 2.0)
+    assert float(clip_gradients(pieces, 1.0, CPU)) == pytest.approx(2 * math.sqrt(count), rel=1e-5)
+    assert float(clip_gradients(pieces, 1.0, CPU)) == pytest.approx(1.0, rel=1e-4)
 
 
 @pytest.mark.parametrize(("value", "expected"), [(-1.0, 0.0), (2.0, 2.0), (9.0, math.log(100))])
@@ -78,29 +84,14 @@ def test_the_logit_scale_is_clamped(small_config: RunConfig, value: float, expec
     assert float(model.logit_scale.detach()) == pytest.approx(expected)
 
 
-def trained(config: RunConfig) -> tuple[VideoLM, torch.optim.AdamW]:
-    model = build_model(config)
-    optimizer = build_optimizer(model, config.optimizer)
-    for parameter in trained_parameters(model).values():
-        parameter.grad = torch.ones_like(parameter)
+def test_the_state_is_named_and_shares_its_memory(small_config: RunConfig) -> None:
+    pieces = pieces_of(small_config)
+    optimizer = build_optimizer(pieces, small_config.optimizer)
+    tensors = optimizer_tensors(pieces, optimizer)
+    assert len(tensors) == 3 * len(pieces)
+    assert not any(tensor.any() for tensor in tensors.values())
+    for piece in pieces:
+        piece.local.grad = torch.ones_like(piece.local)
     optimizer.step()
-    return model, optimizer
-
-
-def test_the_state_travels_by_name(small_config: RunConfig) -> None:
-    model, optimizer = trained(small_config)
-    tensors = {name: tensor.clone() for name, tensor in optimizer_tensors(model, optimizer).items()}
-    assert len(tensors) == 3 * len(trained_parameters(model))
-    other = build_model(small_config)
-    fresh = build_optimizer(other, small_config.optimizer)
-    restore_optimizer(other, fresh, tensors)
-    found = optimizer_tensors(other, fresh)
-    assert found.keys() == tensors.keys()
-    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
-
-
-@pytest.mark.parametrize("wrong", ["no.such.parameter/exp_avg", "logit_scale/exp_avg"])
-def test_state_of_another_model_is_refused(small_config: RunConfig, wrong: str) -> None:
-    model, optimizer = trained(small_config)
-    with pytest.raises(CheckpointError, match="fits no parameter"):
-        restore_optimizer(model, optimizer, {wrong: torch.zeros(3)})
+    assert all(tensors[f"{piece.name}/step"] == 1 for piece in pieces)
+    assert all(tensors[f"{piece.name}/exp_avg"].all() for piece in pieces)

@@ -12,12 +12,13 @@ from xgenvideo.data.batch import Batch
 from xgenvideo.data.dataset import Dataset
 from xgenvideo.data.loader import Loader
 from xgenvideo.data.tokenizer import Tokenizer
-from xgenvideo.models.video_lm import VideoLM, build_model
+from xgenvideo.models.video_lm import VideoLM
 from xgenvideo.objectives import contrastive_loss, next_token_loss
+from xgenvideo.parallel.engine import Engine, build_engine
+from xgenvideo.parallel.shards import Piece
 from xgenvideo.parallel.world import World
 from xgenvideo.train.metrics import Metrics
-from xgenvideo.train.optimizer import build_optimizer, trained_parameters
-from xgenvideo.train.passes import encode, microbatches
+from xgenvideo.train.optimizer import build_optimizer
 from xgenvideo.train.step import training_step
 
 CPU = World(0, 1, torch.device("cpu"))
@@ -39,22 +40,22 @@ def repeating(batch: Batch) -> Loader:
     return cast(Loader, SimpleNamespace(next_batch=lambda: batch))
 
 
-def open_model(config: RunConfig) -> VideoLM:
+def open_engine(config: RunConfig) -> Engine:
     """A float64 model with half-open gates."""
-    model = build_model(config).double().train()
+    engine = build_engine(override(config, ["train.precision=fp64"]), CPU)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("_gate.weight"):
-                parameter.fill_(0.5)
-    return model
+        for piece in engine.pieces:
+            if piece.name.endswith("_gate.weight"):
+                piece.local.fill_(0.5)
+    return engine
 
 
 def take_steps(config: RunConfig, batch: Batch, steps: int = 3) -> tuple[list[Metrics], VideoLM]:
     """A few steps on one batch."""
-    model = open_model(config)
-    optimizer = build_optimizer(model, config.optimizer)
+    engine = open_engine(config)
+    optimizer = build_optimizer(engine.pieces, config.optimizer)
     loader = repeating(batch)
-    return [training_step(config, model, loader, optimizer, CPU, step) for step in range(steps)], model
+    return [training_step(config, engine, loader, optimizer, CPU, step) for step in range(steps)], engine.model
 
 
 @pytest.mark.parametrize("loss", ["infonce", "sigmoid"])
@@ -76,15 +77,16 @@ def test_microbatches_give_the_losses_and_weights_of_the_whole_batch(
 
 def plain_gradients(config: RunConfig, batch: Batch) -> dict[str, torch.Tensor]:
     """Gradients of both losses by one ordinary backward over the whole batch."""
-    model = open_model(config)
-    latents = model.latents(encode(model, batch, "fp32"), batch.pts, batch.frame_mask)
+    engine = open_engine(config)
+    model = engine.model
+    latents = model.latents(engine.visual.encode(batch), batch.pts, batch.frame_mask)
     text = (batch.tokens, batch.positions, batch.documents)
     logits = model.logits(*text, latents, batch.sees_video)
     total, count = next_token_loss(logits, batch.targets)
     embeddings = model.video_embedding(latents), model.text_embedding(*text, batch.caption_end)
     weight = config.objective.contrastive_weight
     (total / count + weight * contrastive_loss(*embeddings, model.logit_scale, batch.caption_group)).backward()
-    return {name: cast(torch.Tensor, p.grad) for name, p in trained_parameters(model).items()}
+    return {piece.name: cast(torch.Tensor, piece.local.grad) for piece in engine.pieces}
 
 
 @pytest.mark.parametrize("pairs", [1, 4])
@@ -95,8 +97,8 @@ def test_the_gradient_is_that_of_one_ordinary_backward(
     expected = plain_gradients(config, batch)
     seen: dict[str, torch.Tensor] = {}
 
-    def keep(model: VideoLM, limit: float) -> torch.Tensor:
-        seen.update({name: cast(torch.Tensor, p.grad).clone() for name, p in trained_parameters(model).items()})
+    def keep(pieces: list[Piece], limit: float, world: World) -> torch.Tensor:
+        seen.update({piece.name: cast(torch.Tensor, piece.local.grad).clone() for piece in pieces})
         return torch.tensor(1.0)
 
     monkeypatch.setattr("xgenvideo.train.step.clip_gradients", keep)
@@ -107,31 +109,26 @@ def test_the_gradient_is_that_of_one_ordinary_backward(
 
 
 def test_one_microbatch_runs_every_part_once_and_several_run_the_text_twice(
-    run_config: RunConfig, batch: Batch, monkeypatch: pytest.MonkeyPatch
+    run_config: RunConfig, batch: Batch
 ) -> None:
     def count(config: RunConfig) -> dict[str, int]:
-        model = open_model(config)
-        calls = {"encode_frames": 0, "lower": 0, "upper": 0, "latents": 0}
+        engine = open_engine(config)
+        calls = {"vision": 0, "resampler": 0, "first": 0, "last": 0}
+        decoder = engine.model.decoder
+        layers = {"first": decoder.layers["0"], "last": decoder.layers[str(config.model.decoder.depth - 1)]}
+        for name, module in {"vision": engine.model.vision, "resampler": engine.model.resampler, **layers}.items():
 
-        def counted(owner: Any, name: str) -> None:
-            inner = getattr(owner, name)
-
-            def call(*arguments: Any) -> Any:
+            def counted(module: torch.nn.Module, inputs: Any, output: Any, name: str = name) -> None:
                 calls[name] += 1
-                return inner(*arguments)
 
-            monkeypatch.setattr(owner, name, call)
-
-        for owner, name in ((model, "encode_frames"), (model, "latents"), (model.decoder, "lower")):
-            counted(owner, name)
-        counted(model.decoder, "upper")
-        training_step(config, model, repeating(batch), build_optimizer(model, config.optimizer), CPU, 0)
+            module.register_forward_hook(counted)
+        training_step(config, engine, repeating(batch), build_optimizer(engine.pieces, config.optimizer), CPU, 0)
         return calls
 
-    assert count(run_config) == {"encode_frames": 1, "lower": 1, "upper": 1, "latents": 1}
+    assert count(run_config) == {"vision": 1, "resampler": 1, "first": 1, "last": 1}
     parts = override(run_config, ["layout.microbatch_pairs=1"])
     # The resampler runs again in its backward, the lower half of the decoder for the text embeddings.
-    assert count(parts) == {"encode_frames": 4, "lower": 8, "upper": 4, "latents": 8}
+    assert count(parts) == {"vision": 4, "resampler": 8, "first": 8, "last": 4}
 
 
 def test_microbatch_scope_is_another_loss(run_config: RunConfig, batch: Batch) -> None:
@@ -157,10 +154,10 @@ def test_losses_fall(run_config: RunConfig, batch: Batch) -> None:
 def test_bf16_is_near_fp32_and_keeps_fp32_masters(run_config: RunConfig, batch: Batch, pairs: int) -> None:
     def first_loss(precision: str) -> Metrics:
         config = override(run_config, [f"train.precision={precision}", f"layout.microbatch_pairs={pairs}"])
-        model = build_model(config).train()
-        optimizer = build_optimizer(model, config.optimizer)
-        metrics = training_step(config, model, repeating(batch), optimizer, CPU, 0)
-        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+        engine = build_engine(config, CPU)
+        optimizer = build_optimizer(engine.pieces, config.optimizer)
+        metrics = training_step(config, engine, repeating(batch), optimizer, CPU, 0)
+        assert {parameter.dtype for parameter in engine.model.parameters()} == {torch.float32}
         assert all(state["exp_avg"].dtype == torch.float32 for state in optimizer.state.values())
         return metrics
 
@@ -171,18 +168,18 @@ def test_bf16_is_near_fp32_and_keeps_fp32_masters(run_config: RunConfig, batch: 
 
 
 def test_a_step_that_is_not_finite_changes_nothing(run_config: RunConfig, batch: Batch) -> None:
-    model = build_model(run_config)
-    optimizer = build_optimizer(model, run_config.optimizer)
+    engine = build_engine(run_config, CPU)
+    model, optimizer = engine.model, build_optimizer(engine.pieces, run_config.optimizer)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     broken = dataclasses.replace(batch, pts=batch.pts * float("nan"))
-    assert not training_step(run_config, model, repeating(broken), optimizer, CPU, 0).finite
+    assert not training_step(run_config, engine, repeating(broken), optimizer, CPU, 0).finite
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
-    assert not optimizer.state
-    assert training_step(run_config, model, repeating(batch), optimizer, CPU, 1).finite
+    assert not any(state["step"] or state["exp_avg"].any() for state in optimizer.state.values())
+    assert training_step(run_config, engine, repeating(batch), optimizer, CPU, 1).finite
 
 
 def test_cut_batches_hold_every_pair_once(batch: Batch) -> None:
-    parts = microbatches(batch, 3)
+    parts = batch.split(3)
     assert [len(part) for part in parts] == [3, 1]
     assert sum((part.keys for part in parts), ()) == batch.keys
     assert torch.equal(torch.cat([part.tokens for part in parts]), batch.tokens)

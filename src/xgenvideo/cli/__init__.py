@@ -4,6 +4,7 @@ No room is imported here: each verb imports its own, so that `xgv --help` answer
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -21,7 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         verbs.run(parsed)
     except XGenVideoError as error:
-        print(f"xgv {parsed.verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        # Of many ranks that fail alike, one tells.
+        if os.environ.get("RANK", "0") == "0":
+            print(f"xgv {parsed.verb}: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"xgv {parsed.verb}: interrupted", file=sys.stderr)

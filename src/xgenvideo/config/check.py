@@ -68,7 +68,7 @@ def _check_model(model: ModelConfig) -> None:
 
 _WEIGHTS = ("random:SEED", "builtin:tiny", "a folder on disk")
 TIMES = ("real", "slot")
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "fp64")
 CONTRASTIVE = ("infonce", "sigmoid")
 SCOPES = ("global", "microbatch")
 SCHEDULES = ("gpipe", "1f1b", "interleaved_1f1b", "zero_bubble", "zbv")
@@ -96,6 +96,8 @@ def _check_layout(config: RunConfig) -> None:
     for name in ("tensor", "pipeline", "data", "virtual_stages", "microbatch_pairs"):
         _rule(getattr(layout, name) >= 1, f"layout.{name}", getattr(layout, name), "must be at least 1")
     _rule(layout.schedule in SCHEDULES, "layout.schedule", layout.schedule, "no such schedule", SCHEDULES)
+    kinds = ("zero1", "replicate")
+    _rule(layout.data_parallel in kinds, "layout.data_parallel", layout.data_parallel, "no such way", kinds)
     replica = layout.data * layout.microbatch_pairs
     rule = f"must be a multiple of layout.data x layout.microbatch_pairs = {replica}"
     near = sorted({max(replica, pairs // replica * replica), -(-pairs // replica) * replica})

@@ -120,7 +120,10 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class LayoutConfig:
-    """How ranks are used: tensor x pipeline x data. `microbatch_pairs`: pairs a microbatch of one replica."""
+    """How ranks are used: tensor x pipeline x data. `microbatch_pairs`: pairs a microbatch of one replica.
+
+    `data_parallel`: "zero1" shards masters and optimizer over the data axis, "replicate" keeps them whole on each rank.
+    """
 
     tensor: int = 1
     pipeline: int = 1
@@ -128,6 +131,7 @@ class LayoutConfig:
     virtual_stages: int = 1
     microbatch_pairs: int = 1
     schedule: str = "1f1b"
+    data_parallel: str = "zero1"
 
     @property
     def world(self) -> int:
@@ -137,7 +141,10 @@ class LayoutConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The loop. `save_every_steps` counts optimizer steps; `precision` is that of matrix work, masters are fp32."""
+    """The loop. `save_every_steps` counts optimizer steps; `precision` is that of matrix work, masters are fp32.
+
+    "fp64" computes everything in double precision: for comparing layouts, not for training.
+    """
 
     steps: int
     global_batch_pairs: int

@@ -108,16 +108,26 @@ def _load_encoder() -> tuple[Any, Any]:
     return encoder, AutoTokenizer.from_pretrained(folder)
 
 
+def colours_decide(colours: dict[str, Any], settings: CurateSettings) -> bool:
+    """Whether the colours that a caption names settle it: all of them are to be seen, or too few.
+
+    The classifier knows photographs of a thousand things; against all named colours in place its word does not count,
+    so it is not asked. It costs more than all other steps together.
+    """
+    share = colours["share"]
+    return share is not None and (share == 1 or share < settings.min_colour_grounding)
+
+
 def judge_alignment(semantic: float | None, colours: dict[str, Any], settings: CurateSettings) -> Decision:
     """Drop (`misaligned`) a caption whose named colours are mostly absent, or whose meaning is far from the pictures.
 
-    The classifier knows photographs; where all named colours are seen, its word counts only when it is very sure.
+    `semantic` is None where nobody asked for it, because colours decide.
     """
     scores = {"semantic": semantic, "colours": colours}
-    share = colours["share"]
     detail = ""
-    if share is not None and share < settings.min_colour_grounding:
-        detail = f"names {', '.join(colours['named'])}; only {', '.join(colours['seen']) or 'none'} to be seen"
-    elif semantic is not None and semantic < (settings.min_semantic_score - (0.25 if share == 1 else 0)):
+    if colours_decide(colours, settings):
+        if colours["share"] < 1:
+            detail = f"names {', '.join(colours['named'])}; only {', '.join(colours['seen']) or 'none'} to be seen"
+    elif semantic is not None and semantic < settings.min_semantic_score:
         detail = f"semantic score {semantic:.3f}"
     return Decision("alignment", "misaligned" if detail else None, scores, detail)

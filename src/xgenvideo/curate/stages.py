@@ -252,15 +252,22 @@ def _in_threads(
 
 
 def judge_alignments(items: list[Item], work: Workplace) -> None:
-    """Captions against pictures: by meaning, and by the colours they name."""
-    from xgenvideo.curate.alignment import judge_alignment
+    """Captions against pictures: by the colours they name, and by meaning where colours leave it open."""
+    from xgenvideo.curate.alignment import colours_decide, judge_alignment
 
-    _score_meanings(items, work)
-    for item in items:
-        assert item.entry.pair is not None
-        colours = grounding(item.entry.pair.caption, item.facts["colours"], work.settings.min_colour_share)
-        semantic = work.semantics[_pair_identity(item)]["semantic"]
-        item.decisions.append(judge_alignment(semantic, colours, work.settings))
+    settings = work.settings
+    colours = [grounding(_caption(item), item.facts["colours"], settings.min_colour_share) for item in items]
+    judged = list(zip(items, colours, strict=True))
+    undecided = [item for item, found in judged if not colours_decide(found, settings)]
+    _score_meanings(undecided, work)
+    scored = {id(item): work.semantics[_pair_identity(item)]["semantic"] for item in undecided}
+    for item, found in judged:
+        item.decisions.append(judge_alignment(scored.get(id(item)), found, settings))
+
+
+def _caption(item: Item) -> str:
+    assert item.entry.pair is not None, f"{item.entry.name} has no record"
+    return item.entry.pair.caption
 
 
 def _score_meanings(items: list[Item], work: Workplace) -> None:

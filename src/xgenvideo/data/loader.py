@@ -62,10 +62,8 @@ class Loader:
         dataset: Dataset, tokenizer: Tokenizer, config: RunConfig, rank: int, ranks: int, cache: FeatureCache | None
     ) -> None:
         pairs = config.train.global_batch_pairs
-        if ranks < 1 or pairs % ranks:
-            raise ConfigError(
-                "train.global_batch_pairs", pairs, f"must be a multiple of the {ranks} ranks that read it"
-            )
+        if not 1 <= ranks <= pairs:
+            raise ConfigError("train.global_batch_pairs", pairs, f"must be at least the {ranks} ranks that read it")
         assert 0 <= rank < ranks, f"rank {rank} of {ranks}"
         if not dataset.counts.get(SPLIT):
             raise DataError(f"{dataset.folder}: has no samples in the split {SPLIT!r}, only {sorted(dataset.counts)}")
@@ -150,9 +148,9 @@ class Loader:
 
     def _make(self, first: int) -> tuple[Batch, int]:
         """This rank's part of the global batch that starts at position `first`, and how many samples were replaced."""
-        share = self.config.train.global_batch_pairs // self.ranks
-        start = first + self.rank * share
-        found = [self._example(position) for position in range(start, start + share)]
+        pairs = self.config.train.global_batch_pairs
+        start, end = (first + pairs * rank // self.ranks for rank in (self.rank, self.rank + 1))
+        found = [self._example(position) for position in range(start, end)]
         batch = collate([example for example, _ in found], self.config.data.frames, position=start)
         return batch, sum(replaced for _, replaced in found)
 

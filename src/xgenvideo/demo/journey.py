@@ -21,19 +21,23 @@ from xgenvideo.recipes import find
 
 @dataclass(frozen=True)
 class DemoSize:
-    """How much the demonstration does. `clips` counts those for training and those held out; `steps` of training."""
+    """How much the demonstration does. `clips` counts those for training and those held out; `steps` of training.
+
+    `defect_share` of the clips for training carry a planted defect.
+    """
 
     name: str
     clips: int
     steps: int
+    defect_share: float
     answered_clips: int = 3
     seed: int = 0
 
 
 # The figures of the evaluation that stand at the top of the summary.
 LIFTED = ("temporal_qa", "twin_choice", "chance", "retrieval_", "caption_cider", "heldout_")
-FULL = DemoSize("full", clips=1200, steps=1000)
-QUICK = DemoSize("quick", clips=48, steps=30)
+FULL = DemoSize("full", clips=2400, steps=1200, defect_share=0.08)  # 20 of each of the eight defects
+QUICK = DemoSize("quick", clips=48, steps=30, defect_share=0.15)
 
 
 def run_demo(out: Path, size: DemoSize, say: Callable[[str], None]) -> dict[str, Any]:
@@ -55,10 +59,10 @@ def plan_stages(out: Path, size: DemoSize, config: RunConfig, say: Callable[[str
     return [
         Stage(
             "generate",
-            lambda: steps.make_clips(raw, size.clips, size.seed),
+            lambda: steps.make_clips(raw, size.clips, size.seed, size.defect_share),
             "raw",
             ("data/generate",),
-            {"clips": size.clips, "seed": size.seed},
+            {"clips": size.clips, "seed": size.seed, "defect_share": size.defect_share},
             resumes=True,
         ),
         Stage(

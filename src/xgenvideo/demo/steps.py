@@ -20,11 +20,11 @@ Figures = dict[str, Any]
 Say = Callable[[str], None]
 
 
-def make_clips(raw: Path, clips: int, seed: int) -> Figures:
+def make_clips(raw: Path, clips: int, seed: int, defect_share: float) -> Figures:
     """Generate clips with twins and planted defects."""
     from xgenvideo.data.generate import generate
 
-    made = generate(raw, clips, seed)
+    made = generate(raw, clips, seed, defect_share)
     return {"clips": made.clips, "heldout": made.heldout, "video_seconds": made.seconds, "defects": made.defects}
 
 

@@ -53,8 +53,7 @@ class VideoLM(nn.Module):
         return self._embed_text(self.decoder.lower(tokens, positions, documents), caption_end)
 
     def _embed_text(self, hidden: Tensor, caption_end: Tensor) -> Tensor:
-        at_end = hidden[torch.arange(len(hidden), device=hidden.device), caption_end]
-        return functional.normalize(self.text_projection(self.text_norm(at_end)), dim=-1)
+        return unit_text_embedding(AtCaptionEnd()(hidden, caption_end), self.text_norm, self.text_projection)
 
     def logits(
         self, tokens: Tensor, positions: Tensor, documents: Tensor, latents: Tensor | None, sees_video: Tensor
@@ -83,6 +82,19 @@ class VideoLM(nn.Module):
         """tanh of every gate by name: how far each cross block has opened. Waits for the device."""
         named = self.decoder.cross.named_modules()
         return {name: float(gate.weight.detach().tanh()) for name, gate in named if isinstance(gate, Gate)}
+
+
+class AtCaptionEnd(nn.Module):
+    """Picks the hidden state at each caption's end. A module, so that a cut sequence can be put together before it."""
+
+    def forward(self, hidden: Tensor, caption_end: Tensor) -> Tensor:
+        """hidden [B T D], caption_end [B] -> [B D]."""
+        return hidden[torch.arange(len(hidden), device=hidden.device), caption_end]
+
+
+def unit_text_embedding(at_end: Tensor, norm: nn.Module, projection: nn.Module) -> Tensor:
+    """Hidden states [B D] at the ends of captions -> unit vectors [B E]."""
+    return functional.normalize(projection(norm(at_end)), dim=-1)
 
 
 def build_model(config: RunConfig, device: str | torch.device = "cpu") -> VideoLM:

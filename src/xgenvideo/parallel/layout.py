@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from xgenvideo.config import LayoutConfig, RunConfig
-from xgenvideo.errors import ConfigError, NotReady
+from xgenvideo.errors import ConfigError
 
 MOST_VIRTUAL_STAGES = 3  # with 4, fully_shard repeats its all-gathers: 21 instead of 5 a step, measured
 
@@ -53,6 +53,15 @@ class Layout:
         assert all(0 <= at < size for at, size in pairs), f"{place} of {self}"
         return (place.pipeline * self.data + place.data) * self.tensor + place.tensor
 
+    def pair_rank(self, rank: int) -> int:
+        """Which share of the global batch a rank has: the shares of one replica lie next to each other."""
+        place = self.place(rank)
+        return place.data * self.ranks_per_replica + place.pipeline * self.tensor + place.tensor
+
+    def share(self, pair_rank: int, pairs: int) -> range:
+        """The places in a global batch of `pairs` pairs whose videos a rank encodes: even but for one pair."""
+        return range(pairs * pair_rank // self.ranks, pairs * (pair_rank + 1) // self.ranks)
+
 
 def check_layout(config: RunConfig, world_size: int) -> Layout:
     """The layout of a run on `world_size` ranks. Raises ConfigError: setting, value, rule, nearest valid values."""
@@ -66,17 +75,6 @@ def check_layout(config: RunConfig, world_size: int) -> Layout:
         replicas, rest = divmod(world_size, layout.ranks_per_replica)
         raise ConfigError("layout.data", layout.data, rule, [replicas] if replicas and not rest else [])
     return layout
-
-
-def refuse_unready(config: RunConfig) -> None:
-    """Raise NotReady for a layout that this version plans but does not train."""
-    layout = config.layout
-    sizes = {name: getattr(layout, name) for name in ("tensor", "pipeline", "data", "virtual_stages")}
-    larger = {f"layout.{name}": size for name, size in sizes.items() if size != 1}
-    if larger:
-        asked = ", ".join(f"{name} = {size}" for name, size in larger.items())
-        cure = " ".join(f"{name}=1" for name in larger)
-        raise NotReady(f"{asked}: this version trains on one process. Set {cure}; `xgv plan` shows the large layout.")
 
 
 def divisors_near(number: int, value: int, count: int = 4) -> list[int]:
@@ -93,6 +91,9 @@ def _check_tensor(config: RunConfig) -> None:
         if size % tensor:
             rule = f"must divide model.decoder.{name} = {size}"
             raise ConfigError("layout.tensor", tensor, rule, divisors_near(size, tensor))
+    if config.data.text_tokens % tensor:
+        rule = f"must divide data.text_tokens = {config.data.text_tokens}: tensor ranks share the sequence"
+        raise ConfigError("layout.tensor", tensor, rule, divisors_near(config.data.text_tokens, tensor))
 
 
 def _check_pipeline(config: RunConfig) -> None:
@@ -113,9 +114,8 @@ def _check_pipeline(config: RunConfig) -> None:
 
 
 def _check_batch(config: RunConfig, layout: Layout) -> None:
-    """The visual world is spread over every rank: each encodes an equal share of the batch."""
+    """Every rank has at least one video to encode."""
     pairs = config.train.global_batch_pairs
-    if pairs % layout.ranks:
-        near = [pairs // layout.ranks * layout.ranks, -(-pairs // layout.ranks) * layout.ranks]
-        rule = f"must be a multiple of the {layout.ranks} ranks: each encodes an equal share of the videos"
-        raise ConfigError("train.global_batch_pairs", pairs, rule, [size for size in near if size])
+    if pairs < layout.ranks:
+        rule = f"must be at least the {layout.ranks} ranks: each encodes some of the videos"
+        raise ConfigError("train.global_batch_pairs", pairs, rule, [layout.ranks])

@@ -55,7 +55,7 @@ class PairForward:
         return self.self_block + self.self_attention_quadratic
 
 
-def training_flops(config: RunConfig, pairs: int, text_tokens: int, frames: int, encoded_frames: int) -> Flops:
+def training_flops(config: RunConfig, pairs: int, text_tokens: int, frames: float, encoded_frames: int) -> Flops:
     """FLOPs to train on `pairs` pairs of `text_tokens` tokens and `frames` frames each (padding is computed too).
 
     `encoded_frames` is the number of frames that the encoder really ran on, over all pairs: pairs x frames, or 0 when
@@ -71,7 +71,7 @@ def training_flops(config: RunConfig, pairs: int, text_tokens: int, frames: int,
     )
 
 
-def pair_forward(model: ModelConfig, text_tokens: int, frames: int) -> PairForward:
+def pair_forward(model: ModelConfig, text_tokens: int, frames: float) -> PairForward:
     """Forward FLOPs of the trainable parts for one pair of `text_tokens` tokens and `frames` frames."""
     decoder, queries, w = model.decoder, model.resampler.queries, model.resampler.width
     linear, attention = self_block_flops(decoder, text_tokens)
@@ -95,7 +95,7 @@ def frame_flops(vision: VisionConfig) -> float:
     return float(convolution + vision.depth * layer)
 
 
-def resampler_flops(resampler: ResamplerConfig, vision: VisionConfig, frames: int) -> float:
+def resampler_flops(resampler: ResamplerConfig, vision: VisionConfig, frames: float) -> float:
     """Forward over `frames` frames: queries attend to [frame features; queries], so keys are frames x P + Q."""
     w, queries, media = resampler.width, resampler.queries, frames * vision.patches
     keys = media + queries

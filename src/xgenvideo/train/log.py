@@ -66,6 +66,28 @@ class Log:
         os.fsync(self._file.fileno())
 
 
+class Silent:
+    """The log of every rank but the first: it writes nothing."""
+
+    def __enter__(self) -> "Silent":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return
+
+    def advance(self, step: int, loss: float) -> None:
+        """Nothing."""
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def sync(self) -> None:
+        """Nothing."""
+
+
 def keep_until(path: Path, step: int) -> None:
     """Cut what an older try logged after `step`, which is done again now, and a line that its death left unfinished."""
     if not path.exists():

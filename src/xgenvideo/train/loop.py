@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from xgenvideo import config as configs
-from xgenvideo.checkpoint import Lease, save, sweep, take_lease
+from xgenvideo.checkpoint import Lease, Ranks, save, sweep, take_lease
 from xgenvideo.checkpoint.run import CHECKPOINTS, TOKENIZER
 from xgenvideo.checkpoint.save import replace_synced
 from xgenvideo.config import RunConfig
@@ -22,13 +22,14 @@ from xgenvideo.data.dataset import Dataset, open_dataset
 from xgenvideo.data.features import FeatureCache
 from xgenvideo.data.loader import Loader
 from xgenvideo.errors import ConfigError, NotReady, TrainError
-from xgenvideo.models.video_lm import VideoLM, build_model
+from xgenvideo.models.video_lm import VideoLM
 from xgenvideo.models.vision import encoder_hash
-from xgenvideo.parallel.layout import check_layout, refuse_unready
-from xgenvideo.parallel.world import World, single_process
-from xgenvideo.train.log import Log, read_metrics, say
+from xgenvideo.parallel.engine import build_engine
+from xgenvideo.parallel.layout import check_layout
+from xgenvideo.parallel.world import World, join_world, launched_size, leave_world
+from xgenvideo.train.log import Log, Silent, read_metrics, say
 from xgenvideo.train.metrics import Meter, Metrics, Peak, machine_peak, peak_rss_mb, row_of
-from xgenvideo.train.optimizer import build_optimizer, trained_parameters
+from xgenvideo.train.optimizer import build_optimizer
 from xgenvideo.train.resume import Training, file_sha256, find_checkpoint, restore, snapshot_of
 from xgenvideo.train.step import training_step
 from xgenvideo.train.stop import StopSignals
@@ -80,42 +81,54 @@ def train(config: RunConfig, out: Path, quiet: bool = False) -> TrainSummary:
     """
     began = time.perf_counter()
     configs.check(config)
-    refuse_unready(config)
+    check_layout(config, launched_size())
     if config.train.eval_every_steps:
         asked = f"train.eval_every_steps = {config.train.eval_every_steps}"
         raise NotReady(f"{asked}: this version does not evaluate while it trains. Set 0; `xgv evaluate` reads the run.")
-    with take_lease(out) as lease, machine_settings(config), contextlib.ExitStack() as stack:
-        world = single_process()
-        check_layout(config, world.size)
+    with machine_settings(config), contextlib.ExitStack() as stack:
+        world = join_world(config.layout)
+        stack.callback(leave_world)
+        lease = stack.enter_context(take_lease(out)) if world.rank == 0 else None
+        quiet = quiet or world.rank != 0
         training = build(config, world, quiet)
         stack.callback(training.loader.close)
         begin(training, out, quiet)
         peak = machine_peak(world.device, config.train.precision, out / MACHINE)
-        say(
-            f"peak: {peak.flops_per_second / 1e12:.3g} TFLOP/s ({peak.source}); MFU counts causal attention half", quiet
-        )
-        checkpoint = run(training, out, world, peak, lease, quiet)
-    return summarise(training, out, checkpoint, peak, time.perf_counter() - began)
+        told = f"peak: {peak.flops_per_second / 1e12:.3g} TFLOP/s a rank ({peak.source})"
+        say(f"{told}; MFU counts causal attention half", quiet)
+        checkpoint = run(training, out, peak, lease, quiet)
+        return summarise(training, out, checkpoint, peak, time.perf_counter() - began)
 
 
 def build(config: RunConfig, world: World, quiet: bool) -> Training:
-    """Model, data, optimizer, in this order."""
-    model = build_model(config, world.device).train()
-    sizes = (sum(p.numel() for p in model.parameters()), sum(p.numel() for p in trained_parameters(model).values()))
-    say(f"model: {config.name}, {sizes[0]:,} parameters, {sizes[1]:,} of them trained, on {world.device}", quiet)
-
+    """Data, engine, optimizer, in this order: what is missing is told before the weights are made."""
     if not config.data.shards:
         raise ConfigError("data.shards", "", "must be the folder of a dataset; `xgv curate` makes one")
     dataset = open_dataset(Path(config.data.shards))
     tokenizer_path = dataset.folder / TOKENIZER
     tokenizer = tokenizers.load(tokenizer_path)
-    cache = build_features(config, dataset, model, world, quiet) if config.data.cache_features else None
-    loader = Loader(dataset, tokenizer, config, world.rank, world.size, cache)
     say(f"data: {dataset}", quiet)
 
-    optimizer = build_optimizer(model, config.optimizer)
+    engine = build_engine(config, world)
+    total, trained = engine.parameters(world)
+    say(f"model: {config.name}, {total:,} parameters, {trained:,} of them trained, on {layout_text(world)}", quiet)
+    if len(engine.stages) > 1:
+        say(f"cut (self/cross blocks a stage): {' '.join(stage.label for stage in engine.stages)}", quiet)
+
+    cache = build_features(config, dataset, engine.model, world, quiet) if config.data.cache_features else None
+    loader = Loader(dataset, tokenizer, config, world.pair_rank, world.size, cache)
+    optimizer = build_optimizer(engine.pieces, config.optimizer)
     say(f"optimizer: AdamW, lr {config.optimizer.lr:g}, {config.train.global_batch_pairs} pairs a step", quiet)
-    return Training(config, model, loader, optimizer, encoder_hash(model.vision), file_sha256(tokenizer_path))
+    encoder = encoder_hash(engine.model.vision)
+    return Training(config, engine, world, Ranks.of_process(), loader, optimizer, encoder, file_sha256(tokenizer_path))
+
+
+def layout_text(world: World) -> str:
+    """The ranks and how they are used."""
+    layout = world.layout
+    if world.size == 1:
+        return str(world.device)
+    return f"{world.size} ranks: tensor {layout.tensor} x pipeline {layout.pipeline} x data {layout.data}"
 
 
 def build_features(config: RunConfig, dataset: Dataset, model: VideoLM, world: World, quiet: bool) -> FeatureCache:
@@ -123,41 +136,60 @@ def build_features(config: RunConfig, dataset: Dataset, model: VideoLM, world: W
     folder = dataset.folder.with_name(dataset.folder.name + FEATURES)
     cache = FeatureCache(folder, encoder_hash(model.vision), config.model.vision.image_size)
     say(f"features: {cache.path(dataset.fingerprint)}", quiet)
-    return cache.build(dataset, lambda frames: model.encode_frames(frames.to(world.device)))
+    # The first rank makes what is missing; the others find it made.
+    for turn in (True, False):
+        if (world.rank == 0) == turn:
+            built = cache.build(dataset, lambda frames: model.encode_frames(frames.to(world.device)))
+        world.wait()
+    return built
 
 
 def begin(training: Training, out: Path, quiet: bool) -> None:
     """Restore the newest verified checkpoint, if there is one, and write down what this run is."""
-    sweep(out / CHECKPOINTS)
+    first = training.world.rank == 0
+    if first:
+        sweep(out / CHECKPOINTS)
+    training.world.wait()
     torch.manual_seed(training.config.train.seed)
-    path, lines = find_checkpoint(out)
+    path, lines = find_checkpoint(out, training.ranks)
     if path is not None:
         lines += [f"resume: {path}", *restore(training, path)]
     for line in lines:
         say(line, quiet)
+    if not first:
+        return
     replace_synced(out / "config.json", training.config.to_json().encode())
     replace_synced(out / TOKENIZER, (training.loader.dataset.folder / TOKENIZER).read_bytes())
 
 
-def run(training: Training, out: Path, world: World, peak: Peak, lease: Lease, quiet: bool) -> Path:
+def run(training: Training, out: Path, peak: Peak, lease: Lease | None, quiet: bool) -> Path:
     """Step, log and save until the end or a signal; returns the newest checkpoint."""
-    config, meter, newest = training.config, Meter(training.config, peak), training.started_from
-    with StopSignals() as stop, Log(out, training.step, config.train.steps, quiet) as log:
+    config, world, engine = training.config, training.world, training.engine
+    meter, newest = Meter(config, peak, world.size), training.started_from
+    with StopSignals() as stop, log_of(training, out, quiet) as log:
         while training.step < last_step(config):
             began = time.perf_counter()
-            metrics = training_step(config, training.model, training.loader, training.optimizer, world, training.step)
+            metrics = training_step(config, engine, training.loader, training.optimizer, world, training.step)
             meter.add(metrics, time.perf_counter() - began)
             note(training, metrics, log)
             if log_due(config, metrics):
-                log.write(row_of(metrics, training.model, meter.take(), training.skipped_steps))
+                gates = engine.gates(world)
+                log.write(row_of(metrics, engine.model, gates, meter.take(), training.skipped_steps))
+            stop.agree(world)
             if stop.caught or training.step % config.train.save_every_steps == 0 or training.step == last_step(config):
                 log.sync()
-                newest = save(out / CHECKPOINTS, snapshot_of(training), config.train.keep_checkpoints, lease)
+                snapshot = snapshot_of(training)
+                newest = save(out / CHECKPOINTS, snapshot, config.train.keep_checkpoints, lease, training.ranks)
             if stop.caught:
                 log.say(f"{stop.caught.name}: saved {newest}; the same command goes on from there")
                 raise SystemExit(stop.exit_code)
     assert newest is not None, "a run of at least one step has saved"
     return newest
+
+
+def log_of(training: Training, out: Path, quiet: bool) -> Log | Silent:
+    """The first rank writes for all."""
+    return Log(out, training.step, training.config.train.steps, quiet) if training.world.rank == 0 else Silent()
 
 
 def last_step(config: RunConfig) -> int:
@@ -171,7 +203,7 @@ def log_due(config: RunConfig, metrics: Metrics) -> bool:
     return cadence or metrics.step in (1, config.train.steps) or not metrics.finite
 
 
-def note(training: Training, metrics: Metrics, log: Log) -> None:
+def note(training: Training, metrics: Metrics, log: Log | Silent) -> None:
     """Count the step. Raises TrainError after MOST_SKIPPED_IN_A_ROW steps that were not finite."""
     training.step = metrics.step
     log.advance(metrics.step, metrics.loss)
@@ -212,6 +244,7 @@ def summarise(training: Training, out: Path, checkpoint: Path, peak: Peak, secon
     rows = read_metrics(out)
     losses = [row["loss"] for row in rows if row["loss"] is not None]
     rates = [row["mfu"] for row in rows]
+    total, trained = training.engine.parameters(training.world)
     return TrainSummary(
         out=out,
         checkpoint=checkpoint,
@@ -222,8 +255,8 @@ def summarise(training: Training, out: Path, checkpoint: Path, peak: Peak, secon
         mfu=sum(rates) / len(rates) if rates else None,
         peak_flops_per_second=peak.flops_per_second,
         peak_source=peak.source,
-        parameters=sum(parameter.numel() for parameter in training.model.parameters()),
-        trained_parameters=sum(parameter.numel() for parameter in trained_parameters(training.model).values()),
+        parameters=total,
+        trained_parameters=trained,
         pairs_seen=training.step * training.config.train.global_batch_pairs,
         skipped_steps=training.skipped_steps,
         seconds=seconds,

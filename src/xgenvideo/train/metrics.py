@@ -19,10 +19,11 @@ from torch import Tensor
 
 from xgenvideo.checkpoint.save import replace_synced
 from xgenvideo.config import RunConfig
-from xgenvideo.data.batch import Batch
 from xgenvideo.models.video_lm import VideoLM
+from xgenvideo.parallel.stage import Texts
 from xgenvideo.plan.flops import training_flops
 from xgenvideo.plan.hardware import GPUS
+from xgenvideo.train.passes import Counts
 
 MEASURED_SIZE = {"cpu": 1024, "cuda": 8192}
 MEASURED_SECONDS = 0.4
@@ -30,7 +31,7 @@ MEASURED_SECONDS = 0.4
 
 @dataclass(frozen=True)
 class Metrics:
-    """One step. `step` counts from 1; `tokens` are text tokens without padding, `frames` is the padded F of the batch.
+    """One step. `step` counts from 1; `tokens` are text tokens without padding; `frames`: padded F, a mean.
 
     `finite` False: the loss or the gradient was not, and the weights were left as they were.
     """
@@ -45,13 +46,14 @@ class Metrics:
     pairs: int
     tokens: int
     text_tokens: int
-    frames: int
+    frames: float
     encoded_frames: int
 
     @staticmethod
     def of(
         step: int,
-        batch: Batch,
+        counts: Counts,
+        texts: Texts,
         finite: bool,
         lr: float,
         loss: Tensor,
@@ -68,11 +70,11 @@ class Metrics:
             loss_contrastive=float(contrastive),
             grad_norm=float(norm),
             lr=lr,
-            pairs=len(batch),
-            tokens=int((batch.documents >= 0).sum()),
-            text_tokens=batch.tokens.shape[1],
-            frames=batch.pts.shape[1],
-            encoded_frames=int(batch.frame_mask.sum()) if batch.frames is not None else 0,
+            pairs=counts.pairs,
+            tokens=int(counts.tokens),
+            text_tokens=texts.tokens.shape[1],
+            frames=int(counts.padded_frames) / counts.pairs,
+            encoded_frames=int(counts.encoded),
         )
 
 
@@ -87,8 +89,8 @@ class Peak:
 class Meter:
     """Sums work and time between two log lines. Time is that of steps alone, waiting for data included."""
 
-    def __init__(self, config: RunConfig, peak: Peak) -> None:
-        self.config, self.peak = config, peak
+    def __init__(self, config: RunConfig, peak: Peak, ranks: int = 1) -> None:
+        self.config, self.peak, self.ranks = config, peak, ranks
         self._reset()
 
     def _reset(self) -> None:
@@ -111,19 +113,21 @@ class Meter:
             "seconds_per_step": self._seconds / max(1, self._steps),
             "pairs_per_second": self._pairs / seconds,
             "tokens_per_second": self._tokens / seconds,
-            "mfu": self._flops / seconds / self.peak.flops_per_second,
+            "mfu": self._flops / seconds / (self.peak.flops_per_second * self.ranks),
         }
         self._reset()
         return rates
 
 
-def row_of(metrics: Metrics, model: VideoLM, rates: dict[str, float], skipped_steps: int) -> dict[str, Any]:
-    """A line of metrics.jsonl. What JSON cannot say (not a number, infinite) is null."""
+def row_of(
+    metrics: Metrics, model: VideoLM, gates: dict[str, float], rates: dict[str, float], skipped_steps: int
+) -> dict[str, Any]:
+    """A line of metrics.jsonl. What JSON cannot say (not a number, infinite) is null. `gates`: their tanh by name."""
     values = asdict(metrics)
     names = ("step", "loss", "loss_next_token", "loss_contrastive", "grad_norm", "lr")
     row = {name: values[name] for name in names} | {
         "logit_scale": float(model.logit_scale.detach()),
-        "gates": model.gates(),
+        "gates": gates,
     }
     row |= {"skipped_steps": skipped_steps, **rates, "peak_rss_mb": peak_rss_mb()}
     return {

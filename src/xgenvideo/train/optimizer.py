@@ -6,16 +6,12 @@ import torch
 from torch import Tensor
 
 from xgenvideo.config import OptimizerConfig, RunConfig
-from xgenvideo.errors import CheckpointError
 from xgenvideo.models.video_lm import LOGIT_SCALE_LIMIT, VideoLM
+from xgenvideo.parallel.shards import Piece, total_norm
+from xgenvideo.parallel.world import World
 
 # Learned vectors that are matrices in memory; decaying them would pull them to zero for no reason.
 LEARNED_VECTORS = ("resampler.queries", "resampler.slots")
-
-
-def trained_parameters(model: VideoLM) -> dict[str, torch.nn.Parameter]:
-    """Every parameter that training changes, by name."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def is_gate(name: str) -> bool:
@@ -23,18 +19,20 @@ def is_gate(name: str) -> bool:
     return name.endswith("_gate.weight")
 
 
-def decays(name: str, parameter: Tensor) -> bool:
+def decays(name: str, shape: torch.Size) -> bool:
     """Weight decay is for matrices: not for gates, norms, biases, queries, slot embeddings, logit scale."""
-    return parameter.ndim > 1 and name not in LEARNED_VECTORS
+    return len(shape) > 1 and name not in LEARNED_VECTORS
 
 
-def build_optimizer(model: VideoLM, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the trained parameters in three groups: decayed, not decayed, gates (with their own learning rate)."""
-    named = trained_parameters(model)
-    gates = [parameter for name, parameter in named.items() if is_gate(name)]
-    matrices = [parameter for name, parameter in named.items() if decays(name, parameter)]
-    vectors = [parameter for name, parameter in named.items() if not decays(name, parameter) and not is_gate(name)]
-    return torch.optim.AdamW(
+def build_optimizer(pieces: list[Piece], config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW over this rank's pieces in three groups: decayed, not decayed, gates (with their own learning rate).
+
+    Its state is there from the start, at zero, so that a checkpoint can be read into it.
+    """
+    gates = [piece.local for piece in pieces if is_gate(piece.name)]
+    matrices = [piece.local for piece in pieces if decays(piece.name, piece.shape)]
+    vectors = [piece.local for piece in pieces if not decays(piece.name, piece.shape) and not is_gate(piece.name)]
+    optimizer = torch.optim.AdamW(
         [
             {"params": matrices, "weight_decay": config.weight_decay, "lr_scale": 1.0},
             {"params": vectors, "weight_decay": 0.0, "lr_scale": 1.0},
@@ -45,6 +43,12 @@ def build_optimizer(model: VideoLM, config: OptimizerConfig) -> torch.optim.Adam
         eps=config.eps,
         fused=True,
     )
+    for piece in pieces:
+        state = optimizer.state[piece.local]
+        state["step"] = torch.zeros((), dtype=torch.float32, device=piece.local.device)
+        state["exp_avg"] = torch.zeros_like(piece.local, requires_grad=False)
+        state["exp_avg_sq"] = torch.zeros_like(piece.local, requires_grad=False)
+    return optimizer
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
@@ -65,9 +69,16 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, config: RunConfig, step:
     return lr
 
 
-def clip_gradients(model: VideoLM, limit: float) -> Tensor:
-    """Scale all gradients together so that their norm is at most `limit`; returns the norm before."""
-    return torch.nn.utils.clip_grad_norm_(trained_parameters(model).values(), limit, foreach=True)
+def clip_gradients(pieces: list[Piece], limit: float, world: World) -> Tensor:
+    """Scale all gradients of the model together so that their norm is at most `limit`; returns the norm before.
+
+    The norm is over all ranks and both worlds, what several ranks hold alike counted once.
+    """
+    for piece in pieces:
+        piece.take_gradient()
+    norm = total_norm(pieces, world)
+    torch.nn.utils.clip_grads_with_norm_([piece.local for piece in pieces], limit, norm, foreach=True)
+    return norm
 
 
 @torch.no_grad()
@@ -76,23 +87,18 @@ def clamp_logit_scale(model: VideoLM) -> None:
     model.logit_scale.clamp_(0.0, LOGIT_SCALE_LIMIT)
 
 
-def optimizer_tensors(model: VideoLM, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as flat tensors named PARAMETER/exp_avg and so on; no numbering, so a layout may change."""
-    named = trained_parameters(model)
+def model_tensors(pieces: list[Piece]) -> dict[str, Tensor]:
+    """The trained weights by name, each as the part of a whole that this rank has; the memory is shared."""
+    return {piece.name: piece.parameter.detach() for piece in pieces}
+
+
+def optimizer_tensors(pieces: list[Piece], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as flat tensors named PARAMETER/exp_avg and so on; no numbering, so a layout may change.
+
+    Each is the part of a whole that this rank has; the memory is shared, so reading into them restores the optimizer.
+    """
     return {
-        f"{name}/{kind}": tensor
-        for name, parameter in named.items()
-        for kind, tensor in optimizer.state.get(parameter, {}).items()
+        f"{piece.name}/{kind}": piece.like(tensor) if kind != "step" else tensor
+        for piece in pieces
+        for kind, tensor in optimizer.state[piece.local].items()
     }
-
-
-def restore_optimizer(model: VideoLM, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Take back what `optimizer_tensors` gave. Raises CheckpointError for state of an unknown parameter or shape."""
-    named = trained_parameters(model)
-    optimizer.state.clear()
-    for full_name, tensor in tensors.items():
-        name, _, kind = full_name.rpartition("/")
-        if name not in named or (kind != "step" and named[name].shape != tensor.shape):
-            raise CheckpointError(f"optimizer state {full_name} {list(tensor.shape)} fits no parameter of this model")
-        # AdamW keeps its step counter wherever it made it; fused kernels want it beside the parameter.
-        optimizer.state[named[name]][kind] = tensor.to(named[name].device)

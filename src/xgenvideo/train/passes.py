@@ -1,174 +1,107 @@
-"""The passes of a training step. Every one takes one microbatch of one process; the step says in which order."""
+"""What the step does between the two worlds: texts brought together, the exact contrastive loss, the finite check."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from xgenvideo.config import ObjectiveConfig, RunConfig
 from xgenvideo.data.batch import Batch
-from xgenvideo.models.video_lm import VideoLM
-from xgenvideo.objectives import IGNORED, contrastive_loss, next_token_loss, sigmoid_contrastive_loss
-
-Gather = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True, repr=False)
-class Video:
-    """The videos of a microbatch. `memory` [B Q Dr] is what the decoder reads: the latents, cut from their graph.
-
-    Its gradient comes back from the decoder and then runs through `latents` [B Q Dr], with that of `embedding` [B E].
-    """
-
-    latents: Tensor
-    embedding: Tensor
-    memory: Tensor
-
-
-@dataclass(frozen=True, repr=False)
-class Text:
-    """The text embeddings [B E] of a microbatch, and its logits [B T V] if this was its training forward already."""
-
-    embedding: Tensor
-    logits: Tensor | None
+from xgenvideo.objectives import IGNORED, contrastive_loss, sigmoid_contrastive_loss
+from xgenvideo.parallel.stage import Texts
+from xgenvideo.parallel.world import World
 
 
 @dataclass(frozen=True)
-class Pull:
-    """Gradient of the contrastive loss with respect to a microbatch's embeddings, each [B E]."""
+class Counts:
+    """What the global batch holds. `predicted` tokens are learnt; `tokens` are text without padding.
 
-    video: Tensor
-    text: Tensor
+    `padded_frames`: frames of all pairs with padding; `encoded`: frames that the encoder ran on.
+    """
+
+    pairs: int
+    predicted: Tensor
+    tokens: Tensor
+    padded_frames: Tensor
+    encoded: Tensor
+
+
+def count(batch: Batch, world: World, config: RunConfig) -> Counts:
+    """Count the global batch, from every rank's share; `predicted` is at least 1, as it divides."""
+    encoded = batch.frame_mask.sum() if batch.frames is not None else torch.zeros((), device=world.device)
+    own = [(batch.targets != IGNORED).sum(), (batch.documents >= 0).sum(), torch.tensor(batch.pts.numel()), encoded]
+    predicted, tokens, padded, encoded = world.sum(torch.stack([one.to(world.device).long() for one in own])).unbind()
+    return Counts(config.train.global_batch_pairs, predicted.clamp(min=1), tokens, padded, encoded)
+
+
+def replica_texts(batch: Batch, world: World, config: RunConfig) -> Texts:
+    """The texts of all pairs of this rank's replica, on all its ranks."""
+    own = Texts(
+        batch.tokens,
+        batch.targets,
+        batch.documents,
+        batch.positions,
+        batch.sees_video,
+        batch.caption_end,
+        batch.caption_group,
+    )
+    if world.layout.ranks_per_replica == 1:
+        return own
+    return Texts.unpacked(world.gather_replica(own.packed(), config.train.global_batch_pairs))
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """The contrastive loss over the global batch, without graph, and its gradient for each microbatch."""
+    """The contrastive loss over the global batch, and its gradients.
+
+    `by_video` [b E] of this rank's pairs, `by_text` [B E] of its replica's, `by_scale` [1] of the temperature.
+    """
 
     loss: Tensor
-    gradients: list[Pull]
-
-
-def microbatches(batch: Batch, pairs: int) -> list[Batch]:
-    """The batch in pieces of `pairs` pairs, its tensors shared, not copied."""
-    named = {spec.name: getattr(batch, spec.name) for spec in fields(batch)}
-    cut = {name: value for name, value in named.items() if isinstance(value, Tensor | tuple)}
-    pieces = []
-    for start in range(0, len(batch), pairs):
-        values: dict[str, Any] = {name: value[start : start + pairs] for name, value in cut.items()}
-        pieces.append(replace(batch, position=batch.position + start, **values))
-    return pieces
-
-
-def predicted(batch: Batch) -> Tensor:
-    """How many tokens of the batch are learnt; at least 1, as it divides."""
-    return (batch.targets != IGNORED).sum().clamp(min=1)
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """Matrix work in bf16 over fp32 masters, or everything in the dtype of the weights.
-
-    A new context for each pass: autocast caches its casts of the weights, and those of a pass without gradient are
-    useless to a pass with one.
-    """
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
-
-
-@torch.no_grad()
-def encode(model: VideoLM, part: Batch, precision: str) -> Tensor:
-    """Features [B F P Wv] of the frozen encoder; from the batch where they are cached. Padding frames are not run."""
-    dtype = model.logit_scale.dtype
-    if part.features is not None:
-        return part.features.to(dtype)
-    assert part.frames is not None, f"a batch without video: {part}"
-    with autocast(part.frames.device, precision):
-        seen = model.encode_frames(part.frames[part.frame_mask])
-    features = seen.new_zeros((*part.frame_mask.shape, *seen.shape[1:]), dtype=dtype)
-    features[part.frame_mask] = seen.to(dtype)
-    return features
-
-
-def resample(model: VideoLM, part: Batch, features: Tensor, config: RunConfig, count: int) -> Video:
-    """Latents and video embeddings, with graph. With more than one microbatch the graph is made again when needed."""
-
-    def run(features: Tensor) -> tuple[Tensor, Tensor]:
-        with autocast(features.device, config.train.precision):
-            latents = model.latents(features, part.pts, part.frame_mask)
-            return latents, model.video_embedding(latents)
-
-    if count == 1:
-        latents, embedding = run(features)
-    else:
-        latents, embedding = checkpoint(run, features, use_reentrant=False, preserve_rng_state=False)
-    return Video(latents, embedding, latents.detach().requires_grad_())
-
-
-def embed_text(model: VideoLM, part: Batch, video: Video, config: RunConfig, count: int) -> Text:
-    """Text embeddings without graph, through the lower half alone. A single microbatch does its training forward."""
-    if count == 1:
-        return _decode(model, part, video, config)
-    with torch.no_grad(), autocast(part.tokens.device, config.train.precision):
-        return Text(model.text_embedding(part.tokens, part.positions, part.documents, part.caption_end), None)
-
-
-def _decode(model: VideoLM, part: Batch, video: Video, config: RunConfig) -> Text:
-    with autocast(part.tokens.device, config.train.precision):
-        logits, embedding = model(
-            part.tokens, part.positions, part.documents, part.caption_end, video.memory, part.sees_video
-        )
-    return Text(embedding, logits)
+    by_video: Tensor
+    by_text: Tensor
+    by_scale: Tensor
 
 
 def contrast(
-    model: VideoLM, parts: list[Batch], videos: list[Video], texts: list[Text], config: RunConfig, gather: Gather
+    video: Tensor, text: Tensor, groups: Tensor, logit_scale: Tensor, config: RunConfig, world: World
 ) -> Contrast:
-    """The loss over all pairs of all ranks, once; its gradient for logit_scale goes into `.grad`.
+    """The loss over all pairs of all ranks, and its gradients, weighted. video [b E] is this rank's, text [B E] and
+    groups [B] its replica's.
 
-    `contrastive_scope` "microbatch" takes negatives from a microbatch alone, which is another, weaker loss.
+    Every rank computes the whole of it (2,048 pairs: some GFLOP), so that no gradient has to travel. Scope
+    "microbatch" takes negatives from one microbatch of every replica alone, which is another, weaker loss.
     """
-    pooled = [_leaf(torch.cat([video.embedding for video in videos])), _leaf(torch.cat([t.embedding for t in texts]))]
-    groups = torch.cat([part.caption_group for part in parts])
-    sizes = [len(part) for part in parts]
-    pools = sizes if config.objective.contrastive_scope == "microbatch" else [len(groups)]
+    pairs = config.train.global_batch_pairs
+    scale = logit_scale.detach().requires_grad_()
+    videos = _leaf(world.gather_shares(video.detach(), pairs))
+    texts, all_groups = _leaf(world.gather_replicas(text.detach())), world.gather_replicas(groups)
     losses = [
-        _pool_loss(config.objective, gather(video), gather(text), model.logit_scale, gather(group))
-        for video, text, group in zip(*(rows.split(pools) for rows in (*pooled, groups)), strict=True)
+        _pool_loss(config.objective, videos[pool], texts[pool], scale, all_groups[pool])
+        for pool in pools(config, pairs, video.device)
     ]
     loss = torch.stack(losses).mean()
     weighted = config.objective.contrastive_weight * loss
-    by_video, by_text, by_scale = torch.autograd.grad(weighted, [*pooled, model.logit_scale])
-    model.logit_scale.grad = by_scale
-    pulls = [Pull(video, text) for video, text in zip(by_video.split(sizes), by_text.split(sizes), strict=True)]
-    return Contrast(loss.detach(), pulls)
+    by_videos, by_texts, by_scale = torch.autograd.grad(weighted, [videos, texts, scale])
+    share, replica = world.layout.share(world.pair_rank, pairs), len(text)
+    start = world.place.data * replica
+    return Contrast(loss.detach(), by_videos[share.start : share.stop], by_texts[start : start + replica], by_scale)
+
+
+def pools(config: RunConfig, pairs: int, device: torch.device) -> list[Tensor]:
+    """Which pairs of the global batch are contrasted with each other: all, or each microbatch of all replicas."""
+    numbers = torch.arange(pairs, device=device)
+    if config.objective.contrastive_scope == "global":
+        return [numbers]
+    by_replica = numbers.view(config.layout.data, -1, config.layout.microbatch_pairs)
+    return list(by_replica.transpose(0, 1).flatten(1))
 
 
 def _leaf(rows: Tensor) -> Tensor:
-    """The same values cut from their graph, in at least float32: a softmax over thousands needs it."""
-    return rows.detach().to(torch.promote_types(rows.dtype, torch.float32)).requires_grad_()
+    """The same values in at least float32 (a softmax over thousands needs it), as a leaf of their own."""
+    return rows.to(torch.promote_types(rows.dtype, torch.float32)).detach().requires_grad_()
 
 
 def _pool_loss(objective: ObjectiveConfig, video: Tensor, text: Tensor, scale: Tensor, groups: Tensor) -> Tensor:
     loss = sigmoid_contrastive_loss if objective.contrastive == "sigmoid" else contrastive_loss
     return loss(video, text, scale, groups)
-
-
-def forward_backward(
-    model: VideoLM, part: Batch, video: Video, text: Text, pull: Pull, valid: Tensor, config: RunConfig
-) -> Tensor:
-    """Add one microbatch to the gradients; returns its share of the next-token loss, without graph.
-
-    The loss is divided by the `valid` tokens of the global batch before the backward, so microbatches just add up.
-    """
-    if text.logits is None:
-        text = _decode(model, part, video, config)
-    assert text.logits is not None, "the training forward gives logits"
-    total, _ = next_token_loss(text.logits, part.targets)
-    loss = total / valid
-    (loss + (text.embedding * pull.text).sum()).backward()
-    assert video.memory.grad is not None, "the decoder reads every video"
-    torch.autograd.backward([video.latents, video.embedding], [video.memory.grad, pull.video.to(video.embedding.dtype)])
-    return loss.detach()

@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from xgenvideo import __version__
-from xgenvideo.checkpoint import Snapshot, load, search
-from xgenvideo.checkpoint.run import CHECKPOINTS, check_encoder, restore_weights
-from xgenvideo.config import RunConfig
+from xgenvideo.checkpoint import Ranks, Snapshot, load, load_into, search
+from xgenvideo.checkpoint.run import CHECKPOINTS, check_encoder
+from xgenvideo.config import LayoutConfig, RunConfig
 from xgenvideo.data.loader import Loader
 from xgenvideo.errors import CheckpointError, ConfigError, TrainError
-from xgenvideo.models.video_lm import VideoLM, trainable_state
-from xgenvideo.train.optimizer import optimizer_tensors, restore_optimizer
+from xgenvideo.models.video_lm import VideoLM
+from xgenvideo.parallel.engine import Engine
+from xgenvideo.parallel.world import World
+from xgenvideo.train.optimizer import model_tensors, optimizer_tensors
 
 # Settings that a run may change when it goes on. train.steps stretches the rest of the learning-rate schedule. A path
 # may move: the dataset is known by its fingerprint, the encoder by the hash of its weights. Everything else decides
@@ -34,6 +36,8 @@ MAY_CHANGE = (
     "train.eval_every_steps",
     "train.threads",
 )
+# Another layout gives the same losses, unless negatives come from a microbatch alone.
+LAYOUT = tuple(f"layout.{spec.name}" for spec in dataclasses.fields(LayoutConfig))
 
 
 @dataclass
@@ -41,7 +45,9 @@ class Training:
     """A run in memory. `step`: optimizer steps done; `skipped_steps`: those that were not finite, all and in a row."""
 
     config: RunConfig
-    model: VideoLM
+    engine: Engine
+    world: World
+    ranks: Ranks
     loader: Loader
     optimizer: torch.optim.AdamW
     encoder_hash: str
@@ -51,13 +57,17 @@ class Training:
     skipped_in_a_row: int = 0
     started_from: Path | None = None
 
+    @property
+    def model(self) -> VideoLM:
+        """What this rank holds of the model."""
+        return self.engine.model
+
 
 def snapshot_of(training: Training) -> Snapshot:
     """Everything that the next step depends on. The frozen encoder and the dataset are named, not saved."""
     tensors = {
-        "model": trainable_state(training.model),
-        "optimizer": optimizer_tensors(training.model, training.optimizer),
-        "random": random_states(),
+        "model": model_tensors(training.engine.pieces),
+        "optimizer": optimizer_tensors(training.engine.pieces, training.optimizer),
     }
     state = {
         "loader": training.loader.state(),
@@ -71,7 +81,7 @@ def snapshot_of(training: Training) -> Snapshot:
         "device": str(training.model.logit_scale.device),
         "threads": torch.get_num_threads(),
     }
-    return Snapshot(training.step, training.config, tensors, state)
+    return Snapshot(training.step, training.config, tensors, state, random_states())
 
 
 def restore(training: Training, path: Path) -> list[str]:
@@ -80,7 +90,7 @@ def restore(training: Training, path: Path) -> list[str]:
     Raises CheckpointError for another model or frozen encoder, ConfigError for settings that decide what is learnt,
     DataError for another dataset.
     """
-    snapshot = load(path)
+    snapshot = load(path, parts=())
     state = snapshot.state
     check_settings(path, snapshot.config, training.config)
     check_encoder(path, state.get("encoder_hash"), training.encoder_hash)
@@ -92,10 +102,10 @@ def restore(training: Training, path: Path) -> list[str]:
         raise ConfigError(
             "train.steps", training.config.train.steps, f"must be at least the {snapshot.step} steps done"
         )
-    restore_weights(path, training.model, snapshot.tensors["model"])
-    restore_optimizer(training.model, training.optimizer, snapshot.tensors["optimizer"])
     training.loader.load_state(state["loader"])
-    restore_random(snapshot.tensors["random"])
+    own = load_into(path, snapshot_of(training).tensors, training.ranks).rank_state
+    if own:
+        restore_random(own)
     training.step, training.started_from = snapshot.step, path
     training.skipped_steps, training.skipped_in_a_row = state["skipped_steps"], state["skipped_in_a_row"]
     return notes(snapshot, training)
@@ -113,12 +123,12 @@ def notes(snapshot: Snapshot, training: Training) -> list[str]:
     return lines
 
 
-def find_checkpoint(out: Path) -> tuple[Path | None, list[str]]:
+def find_checkpoint(out: Path, ranks: Ranks) -> tuple[Path | None, list[str]]:
     """The checkpoint to go on from, if any, and a line for each newer one that is passed over.
 
     Raises TrainError when there are checkpoints and none verifies: starting from zero would waste what they hold.
     """
-    found = search(out / CHECKPOINTS)
+    found = search(out / CHECKPOINTS, ranks)
     if found.newest is None and found.refused:
         cure = "mend or restore one, or give another --out to start from zero"
         raise TrainError(f"{out}: none of its checkpoints verifies: {'; '.join(found.refused.values())}; {cure}")
@@ -127,13 +137,14 @@ def find_checkpoint(out: Path) -> tuple[Path | None, list[str]]:
 
 def check_settings(path: Path, saved: RunConfig, config: RunConfig) -> None:
     """Raise ConfigError for settings that differ from the saved ones and are not in MAY_CHANGE."""
-    refused = {name: pair for name, pair in differences(saved, config).items() if name not in MAY_CHANGE}
+    may_change = (*MAY_CHANGE, *(LAYOUT if config.objective.contrastive_scope == "global" else ()))
+    refused = {name: pair for name, pair in differences(saved, config).items() if name not in may_change}
     if not refused:
         return
     first, (_, value) = next(iter(refused.items()))
     listed = ", ".join(f"{name} was {before!r}, is {after!r}" for name, (before, after) in refused.items())
     rule = f"a run goes on with the settings it began with, and {path} has others: {listed}. Set them back, or give"
-    raise ConfigError(first, value, f"{rule} another --out; what may change is {', '.join(MAY_CHANGE)}")
+    raise ConfigError(first, value, f"{rule} another --out; what may change is {', '.join(may_change)}")
 
 
 def differences(before: RunConfig, after: RunConfig) -> dict[str, tuple[Any, Any]]:

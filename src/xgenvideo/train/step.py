@@ -1,47 +1,48 @@
-"""One training step, on one page. The passes it calls are in passes.py, in the order in which they are called here."""
+"""One training step, on one page, the same for one process and for 512: the engine's two worlds know the layout."""
 
 import torch
 
 from xgenvideo.config import RunConfig
 from xgenvideo.data.loader import Loader
-from xgenvideo.models.video_lm import VideoLM
+from xgenvideo.parallel.engine import Engine
 from xgenvideo.parallel.world import World
 from xgenvideo.train.metrics import Metrics
 from xgenvideo.train.optimizer import clamp_logit_scale, clip_gradients, set_learning_rate
-from xgenvideo.train.passes import contrast, embed_text, encode, forward_backward, microbatches, predicted, resample
+from xgenvideo.train.passes import contrast, count, replica_texts
 
 
 def training_step(
-    config: RunConfig, model: VideoLM, loader: Loader, optimizer: torch.optim.Optimizer, world: World, step: int
+    config: RunConfig, engine: Engine, loader: Loader, optimizer: torch.optim.Optimizer, world: World, step: int
 ) -> Metrics:
     """Load the global batch number `step` (from 0), learn from it once, and say what was seen.
 
-    The contrastive loss is exact over the global batch whatever the number of microbatches (gradient caching, arXiv
-    2101.06983): its gradient with respect to all embeddings is worked out first, and joins each microbatch's backward.
+    The contrastive loss is exact over the global batch whatever the layout (gradient caching, arXiv 2101.06983): its
+    gradient with respect to all embeddings is worked out first, and joins the backward of each world.
     """
     batch = loader.next_batch().to(world.device)
-    parts = microbatches(batch, config.layout.microbatch_pairs)
-    valid = world.sum(predicted(batch))
+    counts, pairs = count(batch, world, config), config.train.global_batch_pairs
+    texts = replica_texts(batch, world, config)
 
-    # The visual world: the frozen encoder, then latents and video embeddings, whose graph waits for its gradient.
-    features = [encode(model, part, config.train.precision) for part in parts]
-    videos = [resample(model, part, seen, config, len(parts)) for part, seen in zip(parts, features, strict=True)]
+    # The visual world, on every rank: frozen encoder, latents, video embeddings. Then the join, once a step.
+    video = engine.visual.look(batch)
+    latents = world.to_first_stage(video.latents.detach(), pairs)
 
-    # Text embeddings, forward only (a single microbatch keeps its graph for the training pass instead).
-    texts = [embed_text(model, part, video, config, len(parts)) for part, video in zip(parts, videos, strict=True)]
-    contrasts = contrast(model, parts, videos, texts, config, world.gather)
+    # Text embeddings, forward only; then the loss that needs all pairs at once.
+    embedding = engine.text.embed(texts, latents)
+    pulls = contrast(video.embedding, embedding, texts.caption_group, engine.model.logit_scale, config, world)
+    engine.model.logit_scale.grad = pulls.by_scale
 
-    # The training pass: next-token loss over all valid tokens of the global batch, plus the stored gradients.
-    next_token = torch.zeros_like(contrasts.loss)
-    for part, video, text, pull in zip(parts, videos, texts, contrasts.gradients, strict=True):
-        next_token += forward_backward(model, part, video, text, pull, valid, config)
+    # The training pass: next-token loss over all predicted tokens of the global batch, plus the stored gradients.
+    next_token, by_latents = engine.text.learn(pulls.by_text, counts.predicted)
+    engine.visual.learn(video, world.from_first_stage(by_latents, video.latents, pairs), pulls.by_video)
 
+    next_token = world.sum(next_token) / world.layout.tensor
+    norm = clip_gradients(engine.pieces, config.optimizer.clip_norm, world)
     lr = set_learning_rate(optimizer, config, step)
-    norm = clip_gradients(model, config.optimizer.clip_norm)
-    loss = next_token + config.objective.contrastive_weight * contrasts.loss
+    loss = next_token + config.objective.contrastive_weight * pulls.loss
     finite = bool(torch.isfinite(loss) & torch.isfinite(norm))
     if finite:
         optimizer.step()
-        clamp_logit_scale(model)
+        clamp_logit_scale(engine.model)
     optimizer.zero_grad(set_to_none=True)
-    return Metrics.of(step + 1, batch, finite, lr, loss, next_token, contrasts.loss, norm)
+    return Metrics.of(step + 1, counts, texts, finite, lr, loss, next_token, pulls.loss, norm)

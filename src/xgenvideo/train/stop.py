@@ -9,6 +9,10 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+import torch
+
+from xgenvideo.parallel.world import World
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -29,6 +33,12 @@ class StopSignals:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def agree(self, world: World) -> None:
+        """Every rank stops when any has caught a signal; called by all after each step."""
+        if world.size > 1:
+            number = int(world.largest(torch.tensor(self.caught or 0, device=world.device)))
+            self.caught = signal.Signals(number) if number else None
 
     @property
     def exit_code(self) -> int:

@@ -63,8 +63,8 @@ class Plan:
 
 
 def is_heldout(scene: int) -> bool:
-    """Whether a scene is kept for evaluation: 3 of 20, spread evenly."""
-    return scene % 20 in (3, 10, 16)
+    """Whether a scene is kept for evaluation: 1 of 10, spread evenly."""
+    return scene % 10 == 3
 
 
 def plan(clips: int, seed: int, share: float) -> Plan:
@@ -73,7 +73,7 @@ def plan(clips: int, seed: int, share: float) -> Plan:
     A near duplicate is a further clip, so there are (clips - near duplicates) / 2 scenes. What is copied is clean.
     """
     rng = np.random.default_rng([seed, 0x0DEFEC7])
-    planted = round(share * 0.85 * clips)
+    planted = round(share * 0.9 * clips)
     kinds = [DEFECTS[(i + 6) % len(DEFECTS)] for i in range(planted)]  # near_duplicate first: few clips have one too
     copies = kinds.count("near_duplicate")
     if (clips - copies) % 2:

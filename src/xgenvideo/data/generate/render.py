@@ -99,12 +99,4 @@ def outline(shape: str) -> NDArray[np.float64]:
         return 0.86 * np.array([(-1.0, -1.0), (1, -1), (1, 1), (-1, 1)])
     if shape == "triangle":
         return np.array([(0.0, -1.0), (1, 0.8), (-1, 0.8)])
-    if shape == "star":
-        angles = np.arange(10) * np.pi / 5 - np.pi / 2
-        lengths = np.where(np.arange(10) % 2 == 0, 1.1, 0.46)
-        return np.stack([lengths * np.cos(angles), lengths * np.sin(angles)], axis=1)
-    if shape == "cross":
-        arm = 0.33
-        corner = [(-arm, -1.0), (arm, -1.0), (arm, -arm), (1.0, -arm), (1.0, arm), (arm, arm)]
-        return np.array(corner + [(-x, -y) for x, y in corner])
     raise AssertionError(f"no outline for the shape {shape!r}")

@@ -22,8 +22,8 @@ from xgenvideo.data.generate.story import (
 from xgenvideo.records import Question
 
 MIN_STATES, MAX_STATES = 16, 64  # 8 to 32 seconds at two key states a second
-SHORT_STATES = 32
-LONG_SHARE = 0.03
+SHORT_STATES = 24
+LONG_SHARE = 0.02
 
 ActMaker = Callable[[np.random.Generator, tuple[Thing, ...], Room], Act]
 
@@ -40,12 +40,12 @@ class Family:
 
 # Six plain families make up nearly all, so that a few hundred scenes show each kind of question often enough to learn.
 ALONE = (
-    Family(acts.direction, 1, 1.0),
-    Family(acts.order, 2, 1.0),
-    Family(acts.exchange, 3, 1.0),
-    Family(timing.count, 1, 1.0),
-    Family(timing.faster, 2, 1.0),
-    Family(timing.gap, 2, 1.0),
+    Family(acts.direction, 1, 1.3),
+    Family(acts.order, 2, 0.8),
+    Family(acts.exchange, 3, 1.4),
+    Family(timing.count, 1, 0.6),
+    Family(timing.faster, 2, 1.5),
+    Family(timing.gap, 2, 0.6),
     Family(acts.passage, 1, 0.04),
     Family(acts.joining, 2, 0.04, watched=False),
     Family(acts.collision, 2, 0.04),
@@ -105,7 +105,7 @@ def _draw_family(rng: np.random.Generator, families: tuple[Family, ...]) -> Fami
 def _draw_things(rng: np.random.Generator, count: int) -> tuple[Thing, ...]:
     """`count` things of different colours, each about a quarter of the frame wide."""
     colours = rng.permutation(list(COLOURS))[:count].tolist()
-    return tuple(Thing(str(colour), pick(rng, SHAPES), round(float(rng.uniform(0.2, 0.28)), 3)) for colour in colours)
+    return tuple(Thing(str(colour), pick(rng, SHAPES), round(float(rng.uniform(0.22, 0.3)), 3)) for colour in colours)
 
 
 def _join(rng: np.random.Generator, one: Act, two: Act) -> Act:

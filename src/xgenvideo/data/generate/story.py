@@ -14,11 +14,9 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "blue": (30, 65, 225),
     "yellow": (248, 226, 30),
     "purple": (128, 30, 165),
-    "orange": (255, 135, 10),
     "cyan": (20, 215, 225),
-    "pink": (255, 125, 190),
 }
-SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
+SHAPES = ("circle", "square", "triangle", "ring")
 KINDS = ("direction", "order", "before_after", "count", "faster", "how_long")
 
 Choice = TypeVar("Choice")
@@ -45,7 +43,7 @@ class Thing:
     @property
     def a_name(self) -> str:
         """As a caption brings it in: "a red circle"."""
-        return f"{'an' if self.colour == 'orange' else 'a'} {self.colour} {self.shape}"
+        return f"a {self.colour} {self.shape}"
 
 
 @dataclass(frozen=True)

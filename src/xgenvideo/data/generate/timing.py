@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from xgenvideo.data.generate.acts import Lane, Room, between, blank, make_lane, shown, spot
+from xgenvideo.data.generate.acts import Lane, Room, between, blank, make_lane, make_track, shown, spot
 from xgenvideo.data.generate.story import Act, Ask, State, Thing, pick
 
 TIMES = {1: "once", 2: "twice", 3: "three times"}
@@ -11,9 +11,9 @@ TIMES = {1: "once", 2: "twice", 3: "three times"}
 def count(rng: np.random.Generator, things: tuple[Thing, ...], room: Room) -> Act:
     """A thing shows up once for long, or twice for half as long each time (or twice and three times)."""
     thing, place = things[0], spot(rng, room)
-    few, many = (2, 3) if rng.random() < 0.2 else (1, 2)
+    few, many = (2, 3) if rng.random() < 0.04 else (1, 2)
     stay = between(rng, 4, 5) if room.slow and many == 2 else 3 if many == 2 else 2
-    gap = between(rng, 2, 3)
+    gap = 3 if many == 2 else 2
     shots = {times: shown(thing, place, stay * few * many // times) for times in (few, many)}
     nothing = blank(gap)
     fewer = shots[few] + (nothing + shots[few]) * (few - 1)
@@ -56,10 +56,10 @@ def turns(rng: np.random.Generator, things: tuple[Thing, ...], room: Room) -> Ac
 def faster(rng: np.random.Generator, things: tuple[Thing, ...], room: Room) -> Act:
     """One thing crosses slowly, another goes there and back in the same time; the twin swaps who is fast."""
     first, second = things[:2]
-    reach = pick(rng, (6, 7)) if room.slow else pick(rng, (4, 5))
-    slow_first, fast_first = sweep_and_return(make_lane(rng, room), first, reach, bool(rng.random() < 0.5))
-    slow_second, fast_second = sweep_and_return(make_lane(rng, room), second, reach, bool(rng.random() < 0.5))
-    gap = blank(between(rng, 1, 3))
+    reach = pick(rng, (6, 7)) if room.slow else 4
+    slow_first, fast_first = sweep_and_return(make_track(rng, room), first, reach, flip=False)
+    slow_second, fast_second = sweep_and_return(make_track(rng, room), second, reach, flip=False)
+    gap = blank(2)
     patterns = ("{x} moves slowly, then {y} moves fast and back", "{x} moves fast and back, then {y} moves slowly")
     clauses = (
         patterns[0].format(x=first.a_name, y=second.a_name),
@@ -79,7 +79,7 @@ def faster(rng: np.random.Generator, things: tuple[Thing, ...], room: Room) -> A
 def gap(rng: np.random.Generator, things: tuple[Thing, ...], room: Room) -> Act:
     """A long wait before one thing and a short one elsewhere; the twin swaps the two waits."""
     first, second = things[:2]
-    seconds = pick(rng, (4, 5)) if room.slow else pick(rng, (3, 4))
+    seconds = 4
     short, long = blank(2), blank(2 * seconds)
     one, two = shown(first, spot(rng, room), 3), shown(second, spot(rng, room), 3)
     last = shown(things[2], spot(rng, room), 3) if len(things) > 2 and room.slow else ()

@@ -1,0 +1,128 @@
+"""Parameters as shards: ZeRO-1 through `fully_shard`, and what the optimizer sees of them, which is plain tensors."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+
+from xgenvideo.parallel.world import World
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A trained parameter: its name in the whole model, the parameter as autograd knows it, and what this rank has.
+
+    `local` shares the parameter's memory and is what the optimizer steps; `owned`: whether this rank counts it in sums
+    over all ranks, so that what several ranks hold alike is counted once.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    local: nn.Parameter
+    owned: bool
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the whole parameter."""
+        return self.parameter.shape
+
+    def like(self, local: Tensor) -> Tensor:
+        """A tensor beside `local` (optimizer state, a gradient) as the part of a whole that it is."""
+        if not isinstance(self.parameter, DTensor) or local.shape != self.local.shape:
+            return local
+        whole = self.parameter
+        return DTensor.from_local(
+            local, whole.device_mesh, whole.placements, run_check=False, shape=whole.shape, stride=whole.stride()
+        )
+
+    def take_gradient(self) -> None:
+        """Hand `local` its gradient. What is partial over tensor ranks is added up first."""
+        gradient = self.parameter.grad
+        if self.local is self.parameter:
+            return
+        if isinstance(gradient, DTensor):
+            assert isinstance(self.parameter, DTensor)
+            gradient = gradient.redistribute(placements=self.parameter.placements).to_local()
+        self.local.grad = gradient
+        self.parameter.grad = None
+
+
+def pieces_of(named: Iterable[tuple[str, nn.Parameter]], world: World) -> list[Piece]:
+    """The pieces of named parameters, in their order; those without elements included."""
+    found = []
+    for name, parameter in named:
+        local = nn.Parameter(parameter.to_local().detach()) if isinstance(parameter, DTensor) else parameter
+        found.append(Piece(name, parameter, local, owns(parameter, world)))
+    return found
+
+
+def owns(parameter: Tensor, world: World) -> bool:
+    """Whether this rank is the first of those that hold the same piece of a decoder parameter (or of any other)."""
+    if not isinstance(parameter, DTensor):
+        return world.rank == 0
+    mesh = parameter.device_mesh
+    coordinate = mesh.get_coordinate()
+    assert coordinate is not None, f"rank {world.rank} is not in {mesh}"
+    first = all(
+        at == 0 for at, placement in zip(coordinate, parameter.placements, strict=True) if placement == Replicate()
+    )
+    names = mesh.mesh_dim_names or ()
+    # A module that the tensor axis does not cut is held alike by all of its ranks.
+    return first and ("tensor" in names or "everyone" in names or world.place.tensor == 0)
+
+
+def shard_modules(modules: list[nn.Module], mesh: DeviceMesh, precision: str) -> None:
+    """ZeRO-1 over `mesh`, one parameter group a module: weights stay whole from the first use in a step to its end.
+
+    Gradients are summed over the ranks (each has divided its loss by global counts) and in float32; the sum is taken
+    once a step, after the last microbatch. Under "bf16" weights are gathered in bf16 from float32 masters.
+    """
+    policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+    if precision == "bf16":
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    for module in modules:
+        sharded = fully_shard(module, mesh=mesh, reshard_after_forward=False, mp_policy=policy)
+        sharded.set_gradient_divide_factor(1.0)
+
+
+def synchronise_after(module: nn.Module, last: bool) -> None:
+    """Whether the coming backward is the last of the step: only then are gradients summed and weights given up."""
+    if isinstance(module, FSDPModule):
+        module.set_is_last_backward(last)
+        module.set_reshard_after_backward(last)
+        module.set_requires_gradient_sync(last)
+
+
+def materialise(module: nn.Module, named: dict[str, str], device: torch.device, value: Callable[..., Tensor]) -> None:
+    """Give the meta parameters of `module` memory and values: `value(name in the whole model, whole shape)`.
+
+    `named`: name in `module` -> name in the whole model. Each rank makes whole values one by one and keeps its piece.
+    """
+    module.to_empty(device=device)
+    with torch.no_grad():
+        for own, name in named.items():
+            parameter = module.get_parameter(own)
+            whole = value(name, parameter.shape)
+            if isinstance(parameter, DTensor):
+                whole = distribute_tensor(
+                    whole.to(device), parameter.device_mesh, parameter.placements, src_data_rank=None
+                )
+            parameter.copy_(whole)
+
+
+def total_norm(pieces: list[Piece], world: World) -> Tensor:
+    """Euclidean norm of all gradients of the model, each element counted once, in at least float32."""
+    squares = [_square(piece.local.grad) for piece in pieces if piece.owned and piece.local.grad is not None]
+    dtype = torch.promote_types(pieces[0].local.dtype, torch.float32)
+    total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=dtype, device=world.device)
+    return world.sum(total.to(dtype)).sqrt()
+
+
+def _square(gradient: Tensor) -> Tensor:
+    wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+    norm: Tensor = torch.linalg.vector_norm(wide)
+    return norm.square()

@@ -1,0 +1,130 @@
+"""The decoder's world: tensor x pipeline x ZeRO-1. The step asks it for text embeddings, then for the training pass."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor.parallel import loss_parallel
+
+from xgenvideo.parallel.pipeline import Pipeline
+from xgenvideo.parallel.shards import synchronise_after
+from xgenvideo.parallel.stage import Feed, Texts, TextStage
+from xgenvideo.parallel.world import World
+
+
+class TextWorld(Protocol):
+    """What the step needs of the decoder, however it is spread. B: the pairs of this replica."""
+
+    def embed(self, texts: Texts, latents: Tensor | None) -> Tensor:
+        """Text embeddings [B E] on every rank of the replica, cut from their graph."""
+
+    def learn(self, pull: Tensor, valid: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The training pass over the texts last embedded: gradients of all parameters are added to.
+
+        Returns this rank's share of the next-token loss (divided by `valid`, the tokens predicted in the global batch)
+        and, where the latents went in, their gradient [B Q Dr]. `pull` [B E]: gradient of the text embeddings.
+        """
+
+
+class WholeDecoder:
+    """The decoder on one pipeline rank: microbatches one after the other."""
+
+    def __init__(self, stage: TextStage, microbatch_pairs: int, world: World, autocast: bool) -> None:
+        self.stage, self.pairs, self.world, self.autocast = stage, microbatch_pairs, world, autocast
+        self._made: tuple[Tensor, Tensor] | None = None
+
+    def embed(self, texts: Texts, latents: Tensor | None) -> Tensor:
+        """As `TextWorld.embed`. A single microbatch does its training forward here, once."""
+        assert latents is not None, "one pipeline rank is the first stage"
+        cut = [part.detach().requires_grad_() for part in latents.split(self.pairs)]
+        self.stage.feeds = [Feed(text, part) for text, part in zip(texts.split(self.pairs), cut, strict=True)]
+        if len(cut) == 1:
+            self.stage.valid = torch.ones((), device=latents.device)
+            with self._computing():
+                self._made = self.stage(index=torch.tensor(0))
+            return self._made[1].detach()
+        with torch.no_grad(), self._computing():
+            return torch.cat([self.stage(index=torch.tensor(i), text_only=True) for i in range(len(cut))])
+
+    def learn(self, pull: Tensor, valid: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As `TextWorld.learn`."""
+        feeds = self.stage.feeds
+        if self._made is not None:
+            (total, embedding), self._made = self._made, None
+            loss = total / valid
+            with self._computing():
+                synchronise_after(self.stage, last=True)
+                torch.autograd.backward([loss, embedding], [None, pull.to(embedding.dtype)])
+        else:
+            loss = self._one_by_one(pull, valid)
+        gradients = [feed.latents.grad for feed in feeds if feed.latents is not None]
+        self.stage.feeds = []
+        return loss.detach(), torch.cat([part for part in gradients if part is not None])
+
+    def _one_by_one(self, pull: Tensor, valid: Tensor) -> Tensor:
+        loss = torch.zeros((), dtype=pull.dtype, device=pull.device)
+        self.stage.valid = valid
+        for number, (feed, part) in enumerate(zip(self.stage.feeds, pull.split(self.pairs), strict=True)):
+            feed.pull = part
+            with self._computing():
+                made = self.stage(index=torch.tensor(number))
+            synchronise_after(self.stage, last=number == len(self.stage.feeds) - 1)
+            with self._computing():
+                made.backward()
+            loss += made.detach()
+        return loss
+
+    def _computing(self) -> contextlib.AbstractContextManager[None]:
+        return computing(self.world, self.autocast)
+
+
+class PipedDecoder:
+    """The decoder over several pipeline ranks, under a schedule."""
+
+    def __init__(self, pipeline: Pipeline, embedding_rank: int, embedding: int, dtype: torch.dtype) -> None:
+        self.pipeline, self.world = pipeline, pipeline.world
+        self.embedding_rank, self.embedding, self.dtype = embedding_rank, embedding, dtype
+
+    def embed(self, texts: Texts, latents: Tensor | None) -> Tensor:
+        """As `TextWorld.embed`: a pass without gradient through the lower half alone."""
+        pairs = self.pipeline.config.layout.microbatch_pairs
+        cut: list[Tensor | None] = [None] * self.pipeline.microbatches
+        if latents is not None:
+            cut = [part.detach().requires_grad_() for part in latents.split(pairs)]
+        feeds = [Feed(text, part) for text, part in zip(texts.split(pairs), cut, strict=True)]
+        for stage in self.pipeline.stages:
+            stage.feeds = feeds
+        with computing(self.world, autocast=False):
+            made = self.pipeline.embed()
+        if made is None:
+            made = torch.empty((len(texts), self.embedding), dtype=self.dtype, device=self.world.device)
+        return self.world.from_stage(made.to(self.dtype), self.embedding_rank)
+
+    def learn(self, pull: Tensor, valid: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As `TextWorld.learn`."""
+        stages = self.pipeline.stages
+        feeds = stages[0].feeds
+        for feed, part in zip(feeds, pull.split(self.pipeline.config.layout.microbatch_pairs), strict=True):
+            feed.pull = part
+        for stage in stages:
+            stage.valid = valid
+        with computing(self.world, autocast=False):
+            loss = self.pipeline.run()
+        gradients = [feed.latents.grad for feed in feeds if feed.latents is not None]
+        for stage in stages:
+            stage.feeds = []
+        return loss, torch.cat([part for part in gradients if part is not None]) if gradients else None
+
+
+@contextlib.contextmanager
+def computing(world: World, autocast: bool) -> Iterator[None]:
+    """Around every pass of the decoder: losses over a cut vocabulary, and bf16 matrices over fp32 masters."""
+    with contextlib.ExitStack() as stack:
+        if world.layout.tensor > 1:
+            stack.enter_context(loss_parallel())
+        # A new context for each pass: autocast keeps its casts of the weights, and those of a pass without gradient
+        # are useless to a pass with one.
+        stack.enter_context(torch.autocast(world.device.type, torch.bfloat16, enabled=autocast))
+        yield

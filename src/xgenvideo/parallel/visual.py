@@ -1,0 +1,84 @@
+"""The visual world: every rank encodes and resamples its own share of the global batch, in microbatches."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from xgenvideo.data.batch import Batch
+from xgenvideo.models.video_lm import VideoLM
+from xgenvideo.models.vision import FrozenVision
+from xgenvideo.parallel.shards import synchronise_after
+
+
+@dataclass(frozen=True, repr=False)
+class Video:
+    """Latents [b Q Dr] and video embeddings [b E] of this rank's pairs, with the graph that waits for gradients."""
+
+    latents: Tensor
+    embedding: Tensor
+
+
+class Trunk(nn.Module):
+    """The trained parts of the visual world: resampler, pool, projection."""
+
+    def __init__(self, model: VideoLM) -> None:
+        super().__init__()
+        self.resampler, self.video_pool = model.resampler, model.video_pool
+        self.video_projection = model.video_projection
+
+    def forward(self, features: Tensor, pts: Tensor, frame_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """features [B F P Wv], pts and frame_mask [B F] -> latents [B Q Dr] and unit vectors [B E]."""
+        latents = self.resampler(features, pts, frame_mask)
+        return latents, functional.normalize(self.video_projection(self.video_pool(latents)), dim=-1)
+
+
+class VisualWorld:
+    """Frozen encoder and trunk of this rank. `pairs`: how many go through at once; `dtype`: of the trunk's weights."""
+
+    def __init__(self, vision: FrozenVision, trunk: Trunk, pairs: int, dtype: torch.dtype, autocast: bool) -> None:
+        self.vision, self.trunk, self.pairs, self.dtype, self.autocast = vision, trunk, pairs, dtype, autocast
+
+    def look(self, batch: Batch) -> Video:
+        """Encode and resample. With more than one microbatch the trunk's graph is made again when it is needed."""
+        parts = batch.split(self.pairs)
+        made = [self._resample(part, self.encode(part), once=len(parts) == 1) for part in parts]
+        if len(made) == 1:
+            return Video(*made[0])
+        return Video(torch.cat([latents for latents, _ in made]), torch.cat([embedding for _, embedding in made]))
+
+    @torch.no_grad()
+    def encode(self, part: Batch) -> Tensor:
+        """Features [B F P Wv] of the frozen encoder, or those that came cached. Padding frames are not run."""
+        if part.features is not None:
+            cached: Tensor = part.features.to(self.dtype)
+            return cached
+        frames = part.present_frames()
+        with self._mixed(frames):
+            seen = self.vision(frames[part.frame_mask])
+        features: Tensor = seen.new_zeros((*part.frame_mask.shape, *seen.shape[1:]), dtype=self.dtype)
+        features[part.frame_mask] = seen.to(self.dtype)
+        return features
+
+    def _resample(self, part: Batch, features: Tensor, once: bool) -> tuple[Tensor, Tensor]:
+        def run(features: Tensor) -> tuple[Tensor, Tensor]:
+            with self._mixed(features):
+                latents, embedding = self.trunk(features, part.pts, part.frame_mask)
+            return latents, embedding
+
+        if once:
+            return run(features)
+        again: tuple[Tensor, Tensor] = checkpoint(run, features, use_reentrant=False, preserve_rng_state=False)
+        return again
+
+    def learn(self, video: Video, by_latents: Tensor, by_embedding: Tensor) -> None:
+        """Add to the trunk's gradients, summed over all ranks. Gradients have the shapes of `video`."""
+        synchronise_after(self.trunk, last=True)
+        gradients = [by_latents.to(video.latents.dtype), by_embedding.to(video.embedding.dtype)]
+        torch.autograd.backward([video.latents, video.embedding], gradients)
+
+    def _mixed(self, like: Tensor) -> torch.autocast:
+        """Matrices in bf16 over fp32 masters. A new context each time, as it keeps its casts of the weights."""
+        return torch.autocast(like.device.type, torch.bfloat16, enabled=self.autocast)
