@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo planner-report test check bench lock format clean
+.PHONY: setup demo planner-report parity test check bench lock format clean
 
 setup: $(STAMP)
 
@@ -34,6 +34,9 @@ check: $(STAMP)
 planner-report: $(STAMP)
 	$(BIN)/python bench/planner_report.py $(ARGS)
 
+parity: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python bench/parity.py $(ARGS)
+
 bench: $(STAMP)
 	$(BIN)/python bench/startup.py
 
@@ -47,7 +50,3 @@ format: $(STAMP)
 clean:
 	rm -rf runs build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
-
-.PHONY: parity
-parity: $(READY)  ## every layout against one process, real ranks over gloo
-	OMP_NUM_THREADS=1 $(PYTHON) bench/parity.py

@@ -110,6 +110,26 @@ def small_config() -> RunConfig:
     return override(recipes.find("tiny"), changes)
 
 
+@pytest.fixture
+def run_config(twins_dataset: Dataset, twins_tokenizer: Tokenizer, small_config: RunConfig) -> RunConfig:
+    """Eight samples of four scenes, batches of 4, 8 steps, a save every 3."""
+    file = Path(twins_dataset.folder) / "tokenizer.json"
+    if not file.exists():
+        twins_tokenizer.save(file)
+    return override(
+        small_config,
+        [
+            f"data.shards={twins_dataset.folder}",
+            "data.cache_features=false",
+            "train.steps=8",
+            "train.global_batch_pairs=4",
+            "layout.microbatch_pairs=4",
+            "train.save_every_steps=3",
+            "train.log_every_steps=2",
+        ],
+    )
+
+
 def open_gates(model: VideoLM) -> VideoLM:
     """Open every gate, so that video reaches the logits as it does after training."""
     with torch.no_grad():

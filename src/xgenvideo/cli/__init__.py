@@ -82,6 +82,8 @@ def _add_train_verbs(verb: "argparse._SubParsersAction[argparse.ArgumentParser]"
     train.add_argument("recipe", metavar="RECIPE")
     train.add_argument("overrides", nargs="*", metavar="section.field=value")
     train.add_argument("--out", required=True, metavar="RUN", help="the run folder")
+    train.add_argument("--processes", type=int, default=1, metavar="N", help="start so many ranks on this machine")
+    train.add_argument("--restarts", type=int, default=0, metavar="R", help="start all ranks again when one dies")
 
 
 def _add_plan_verbs(verb: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

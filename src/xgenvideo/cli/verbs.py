@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -97,9 +98,18 @@ def calibrate(parsed: argparse.Namespace) -> None:
 def train(parsed: argparse.Namespace) -> None:
     """Train, or go on where an earlier run stopped."""
     config = _config(parsed)
+    if parsed.processes > 1:
+        from xgenvideo.parallel.launch import launch
+        from xgenvideo.parallel.layout import check_layout
+
+        check_layout(config, parsed.processes)
+        launch(parsed.processes, parsed.restarts, ["train", parsed.recipe, *parsed.overrides, "--out", parsed.out])
+        return
     from xgenvideo.train.loop import train as train_run
 
-    print(train_run(config, Path(parsed.out)))
+    summary = train_run(config, Path(parsed.out))
+    if os.environ.get("RANK", "0") == "0":
+        print(summary)
 
 
 def evaluate(parsed: argparse.Namespace) -> None:

@@ -87,6 +87,7 @@ def shard_modules(modules: list[nn.Module], mesh: DeviceMesh, precision: str) ->
     for module in modules:
         sharded = fully_shard(module, mesh=mesh, reshard_after_forward=False, mp_policy=policy)
         sharded.set_gradient_divide_factor(1.0)
+        sharded.set_force_sum_reduction_for_comms(True)
 
 
 def synchronise_after(module: nn.Module, last: bool) -> None:

@@ -1,0 +1,39 @@
+"""Start the ranks of a run on this machine, under torchrun."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+from xgenvideo.errors import TrainError
+
+# A restarted group otherwise reads addresses of the one before it and hangs (pytorch issue 135712).
+ENVIRONMENT = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+
+
+def launch(processes: int, restarts: int, arguments: Sequence[str]) -> None:
+    """Run `xgv` with `arguments` as so many ranks and wait for them; after a rank dies all are started again.
+
+    SIGINT and SIGTERM reach every rank once, so that the run saves and ends. Raises TrainError when the ranks fail.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command += [f"--max-restarts={restarts}", "-m", "xgenvideo", *arguments]
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
+    # A session of its own: a Ctrl-C at the terminal would reach the ranks twice, and the second ends them at once.
+    job = subprocess.Popen(command, env=os.environ | ENVIRONMENT | {"OMP_NUM_THREADS": threads}, start_new_session=True)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        job.send_signal(signal.SIGTERM)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        code = job.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if job.poll() is None:
+            job.terminate()
+    if code:
+        raise TrainError(f"{processes} ranks ended with exit code {code}; what went wrong is told above")

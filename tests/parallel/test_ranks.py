@@ -1,0 +1,77 @@
+"""Real ranks over gloo: every layout gives the losses of one process, and goes on where another layout stopped."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from xgenvideo.config import RunConfig, override
+from xgenvideo.train.log import read_metrics
+from xgenvideo.train.loop import train
+
+ROOT = Path(__file__).parents[2]
+
+
+def xgv(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line, in a process of its own."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "xgenvideo", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+
+
+def overrides(config: RunConfig, folder: Path) -> list[str]:
+    """A config as what the command line takes: a file of its own would not go through `xgv train RECIPE`."""
+    from xgenvideo import recipes
+    from xgenvideo.train.resume import differences
+
+    changed = differences(recipes.find("tiny"), config)
+    return [
+        f"{name}={str(value).lower() if isinstance(value, bool) else value}" for name, (_, value) in changed.items()
+    ]
+
+
+@pytest.mark.parametrize("layouts", [["TP2xPP2", "PP2xDP2", "PP2 ZBV"]])
+def test_layouts_have_the_losses_and_weights_of_one_process(layouts: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "parity.json"
+    command = [sys.executable, str(ROOT / "bench" / "parity.py"), "--precisions", "fp64", "--steps", "3"]
+    command += ["--out", str(out), "--layouts", *layouts]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads(out.read_text())
+    assert [row["layout"] for row in rows] == layouts
+    assert all(row["max_loss_difference"] <= 1e-12 and row["max_weight_difference"] <= 1e-11 for row in rows)
+
+
+def test_a_run_goes_on_in_another_layout_with_the_losses_of_one_process(run_config: RunConfig, tmp_path: Path) -> None:
+    alone = tmp_path / "alone"
+    train(run_config, alone, quiet=True)
+    moved = tmp_path / "moved"
+    parts = override(run_config, ["layout.microbatch_pairs=2", "train.stop_after_steps=4"])
+    two = override(parts, ["layout.pipeline=2"])
+    first = xgv("train", "tiny", *overrides(two, tmp_path), "--out", str(moved), "--processes", "2")
+    assert first.returncode == 0, first.stderr
+    assert "2 ranks: tensor 1 x pipeline 2 x data 1" in first.stderr
+    # Half the way on two pipeline ranks, then two data ranks, then alone.
+    data = override(parts, ["layout.data=2", "train.stop_after_steps=6"])
+    second = xgv("train", "tiny", *overrides(data, tmp_path), "--out", str(moved), "--processes", "2")
+    assert second.returncode == 0, second.stderr
+    assert "layout.data 1 -> 2" in second.stderr
+    train(override(parts, ["train.stop_after_steps=0"]), moved, quiet=True)
+    expected, found = read_metrics(alone), read_metrics(moved)
+    losses = {row["step"]: row["loss"] for row in found}
+    assert {row["step"] for row in expected} <= set(losses)
+    assert all(losses[row["step"]] == pytest.approx(row["loss"], rel=1e-5) for row in expected)
+
+
+def test_ranks_that_do_not_fit_the_layout_are_one_sentence(run_config: RunConfig, tmp_path: Path) -> None:
+    three = overrides(override(run_config, ["layout.data=2", "layout.microbatch_pairs=2"]), tmp_path)
+    done = xgv("train", "tiny", *three, "--out", str(tmp_path / "run"), "--processes", "3")
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert "layout.data = 2: layout.tensor x layout.pipeline x layout.data" in line
+    assert "3 are there" in line
