@@ -81,7 +81,12 @@ def _add_train_verbs(verb: "argparse._SubParsersAction[argparse.ArgumentParser]"
     train = verb.add_parser("train", help="train a recipe; run it again to resume")
     train.add_argument("recipe", metavar="RECIPE")
     train.add_argument("overrides", nargs="*", metavar="section.field=value")
-    train.add_argument("--out", required=True, metavar="RUN", help="the run folder")
+    train.add_argument("--out", metavar="RUN", help="the run folder")
+    train.add_argument(
+        "--dry-run", action="store_true", help="lay out the ranks of --world without memory; no training"
+    )
+    train.add_argument("--world", type=int, metavar="N", help="dry run: how many ranks (default: the layout's)")
+    train.add_argument("--json", metavar="FILE", help="dry run: write the figures")
     train.add_argument("--processes", type=int, default=1, metavar="N", help="start so many ranks on this machine")
     train.add_argument("--restarts", type=int, default=0, metavar="R", help="start all ranks again when one dies")
 

@@ -98,6 +98,11 @@ def calibrate(parsed: argparse.Namespace) -> None:
 def train(parsed: argparse.Namespace) -> None:
     """Train, or go on where an earlier run stopped."""
     config = _config(parsed)
+    if parsed.dry_run:
+        _dry_run(config, parsed)
+        return
+    if not parsed.out:
+        raise ConfigError("--out", "", "must be the folder of the run")
     if parsed.processes > 1:
         from xgenvideo.parallel.launch import launch
         from xgenvideo.parallel.layout import check_layout
@@ -110,6 +115,16 @@ def train(parsed: argparse.Namespace) -> None:
     summary = train_run(config, Path(parsed.out))
     if os.environ.get("RANK", "0") == "0":
         print(summary)
+
+
+def _dry_run(config: RunConfig, parsed: argparse.Namespace) -> None:
+    """Lay out what each rank would hold."""
+    from xgenvideo.parallel.dry_run import dry_run, to_text
+
+    run = dry_run(config, parsed.world or config.layout.world)
+    if parsed.json:
+        Path(parsed.json).write_text(to_text(run), encoding="utf-8")
+    print(run)
 
 
 def evaluate(parsed: argparse.Namespace) -> None:

@@ -58,12 +58,7 @@ def build_engine(config: RunConfig, world: World, value: Callable[[str, torch.Si
     Nothing is made whole but one parameter at a time: the model is laid out on the meta device first.
     """
     layout = config.layout
-    stages = cut(config.model, config.data.text_tokens, layout.pipeline * layout.virtual_stages)
-    own = [number for number in range(len(stages)) if rank_of(number, layout) == world.place.pipeline]
-    model = lay_out_model(config)
-    texts, trunk = [TextStage(model, stages, number) for number in own], Trunk(model)
-    keep_only(model, [*texts, trunk])
-    split(texts, trunk, config, world)
+    model, texts, trunk, stages = lay_out_parts(config, world)
     named = fill(model, [*texts, trunk], config, world, value or default_value(config))
     model.vision = build_vision(config.model.vision).to(world.device, masters_dtype(config))
     model.train()
@@ -73,6 +68,18 @@ def build_engine(config: RunConfig, world: World, value: Callable[[str, torch.Si
     trunk_dtype = masters_dtype(config) if world.groups is None else stream_dtype(config)
     visual = VisualWorld(model.vision, trunk, layout.microbatch_pairs, trunk_dtype, autocast)
     return Engine(model, visual, text_world(texts, stages, config, world, autocast), pieces, stages)
+
+
+def lay_out_parts(config: RunConfig, world: World) -> tuple[VideoLM, list[TextStage], Trunk, tuple[Stage, ...]]:
+    """What this rank holds, on the meta device, cut and sharded; and all stages of the pipeline."""
+    layout = config.layout
+    stages = cut(config.model, config.data.text_tokens, layout.pipeline * layout.virtual_stages)
+    own = [number for number in range(len(stages)) if rank_of(number, layout) == world.place.pipeline]
+    model = lay_out_model(config)
+    texts, trunk = [TextStage(model, stages, number) for number in own], Trunk(model)
+    keep_only(model, [*texts, trunk])
+    split(texts, trunk, config, world)
+    return model, texts, trunk, stages
 
 
 def masters_dtype(config: RunConfig) -> torch.dtype:
