@@ -43,6 +43,8 @@ LAYOUTS: dict[str, list[str]] = {
     "PP2 interleaved x2": ["pipeline=2", "virtual_stages=2", "schedule=interleaved_1f1b"],
     "PP2 zero-bubble x2": ["pipeline=2", "virtual_stages=2", "schedule=zero_bubble"],
     "PP2 ZBV": ["pipeline=2", "virtual_stages=2", "schedule=zbv"],
+    "PP2 recompute all": ["pipeline=2", "train.recompute=full"],
+    "TP2 recompute some": ["tensor=2", "train.recompute=selective"],
     "PP4": ["pipeline=4"],
     "TP2xPP2": ["tensor=2", "pipeline=2"],
     "PP2xDP2": ["pipeline=2", "data=2"],
@@ -173,7 +175,8 @@ def rank_main(rank: int, config: RunConfig, steps: int, store: str, into: str) -
 
 def run(changes: Iterable[str], precision: str, steps: int = STEPS) -> Curve:
     """Train in a layout, in as many processes as it has ranks. Raises RuntimeError when one of them fails."""
-    config = small([f"train.precision={precision}", *(f"layout.{change}" for change in changes)])
+    named = (change if change.startswith("train.") else f"layout.{change}" for change in changes)
+    config = small([f"train.precision={precision}", *named])
     if config.layout.world == 1:
         return train(config, World(0, 1, torch.device("cpu")), steps)
     context = multiprocessing.get_context("fork")

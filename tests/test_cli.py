@@ -99,7 +99,7 @@ def test_a_wrong_setting_is_one_line_with_the_cure(
     code, line = fails(capsys, verb, "huge", *out)
     assert (code, line) == (2, f"xgv {verb}: recipe = 'huge': no such recipe. Valid: tiny, one_gpu, video_30b.")
     code, line = fails(capsys, verb, "tiny", "train.precision=fp8", *out)
-    assert (code, line) == (2, f"xgv {verb}: train.precision = 'fp8': no such precision. Valid: fp32, bf16.")
+    assert (code, line) == (2, f"xgv {verb}: train.precision = 'fp8': no such precision. Valid: fp32, bf16, fp64.")
     assert not (tmp_path / "run").exists()
 
 

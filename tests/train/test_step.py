@@ -131,6 +131,38 @@ def test_one_microbatch_runs_every_part_once_and_several_run_the_text_twice(
     assert count(parts) == {"vision": 4, "resampler": 8, "first": 8, "last": 4}
 
 
+@pytest.mark.parametrize("kept", ["selective", "full"])
+def test_recomputing_changes_nothing_but_what_is_kept(run_config: RunConfig, batch: Batch, kept: str) -> None:
+    def step(config: RunConfig) -> tuple[Metrics, int, int]:
+        """A step, how often a block ran, and the bytes that autograd kept between forward and backward."""
+        engine = open_engine(config)
+        runs = 0
+
+        def count(*ignored: Any) -> None:
+            nonlocal runs
+            runs += 1
+
+        engine.model.decoder.layers["1"].register_forward_pre_hook(count)
+        saved = 0
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal saved
+            saved += tensor.nbytes
+            return tensor
+
+        optimizer = build_optimizer(engine.pieces, config.optimizer)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            metrics = training_step(config, engine, repeating(batch), optimizer, CPU, 0)
+        return metrics, runs, saved
+
+    plain, once, all_kept = step(run_config)
+    again, twice, less_kept = step(override(run_config, [f"train.recompute={kept}"]))
+    assert (once, twice) == (1, 2)
+    assert less_kept < all_kept
+    assert again.loss == plain.loss
+    assert again.grad_norm == pytest.approx(plain.grad_norm, abs=1e-12)
+
+
 def test_microbatch_scope_is_another_loss(run_config: RunConfig, batch: Batch) -> None:
     parts = override(run_config, ["layout.microbatch_pairs=2"])
     wide, _ = take_steps(parts, batch, 1)

@@ -68,6 +68,8 @@ def _check_model(model: ModelConfig) -> None:
 
 _WEIGHTS = ("random:SEED", "builtin:tiny", "a folder on disk")
 TIMES = ("real", "slot")
+RECOMPUTE = ("none", "selective", "full")
+SPLIT_BACKWARD = ("zero_bubble", "zbv")
 PRECISIONS = ("fp32", "bf16", "fp64")
 CONTRASTIVE = ("infonce", "sigmoid")
 SCOPES = ("global", "microbatch")
@@ -84,6 +86,7 @@ def _check_run(config: RunConfig) -> None:
 
 def _check_train(train: TrainConfig) -> None:
     _rule(train.precision in PRECISIONS, "train.precision", train.precision, "no such precision", PRECISIONS)
+    _rule(train.recompute in RECOMPUTE, "train.recompute", train.recompute, "no such way", RECOMPUTE)
     for name in ("steps", "global_batch_pairs", "save_every_steps", "log_every_steps"):
         _rule(getattr(train, name) >= 1, f"train.{name}", getattr(train, name), "must be at least 1")
     for name in ("threads", "eval_every_steps", "stop_after_steps", "seed"):
@@ -96,6 +99,10 @@ def _check_layout(config: RunConfig) -> None:
     for name in ("tensor", "pipeline", "data", "virtual_stages", "microbatch_pairs"):
         _rule(getattr(layout, name) >= 1, f"layout.{name}", getattr(layout, name), "must be at least 1")
     _rule(layout.schedule in SCHEDULES, "layout.schedule", layout.schedule, "no such schedule", SCHEDULES)
+    if layout.schedule in SPLIT_BACKWARD and layout.pipeline > 1:
+        rule = f"does not go with layout.schedule = {layout.schedule}, which runs the backward in two parts"
+        _rule(config.train.recompute == "none", "train.recompute", config.train.recompute, rule, ["none"])
+        _rule(not config.train.compile, "train.compile", config.train.compile, rule, [False])
     kinds = ("zero1", "replicate")
     _rule(layout.data_parallel in kinds, "layout.data_parallel", layout.data_parallel, "no such way", kinds)
     replica = layout.data * layout.microbatch_pairs

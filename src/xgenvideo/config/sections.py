@@ -143,7 +143,9 @@ class LayoutConfig:
 class TrainConfig:
     """The loop. `save_every_steps` counts optimizer steps; `precision` is that of matrix work, masters are fp32.
 
-    "fp64" computes everything in double precision: for comparing layouts, not for training.
+    "fp64" computes everything in double precision: for comparing layouts, not for training. `recompute`: what of a
+    decoder block is made again in the backward instead of kept: "none", "selective" (all but matrix products and
+    attention) or "full". `compile`: torch.compile for each decoder block.
     """
 
     steps: int
@@ -156,6 +158,8 @@ class TrainConfig:
     eval_every_steps: int = 0
     threads: int = 0
     stop_after_steps: int = 0
+    recompute: str = "none"
+    compile: bool = False
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,11 @@ def keep_only(model: VideoLM, held: list[nn.Module]) -> None:
 
 def split(texts: list[TextStage], trunk: Trunk, config: RunConfig, world: World) -> None:
     """Cut the decoder over the tensor axis, then shard everything: ZeRO-1 over data ranks, the trunk over all ranks."""
+    for stage in texts:
+        stage.recompute = config.train.recompute
+        if config.train.compile:
+            for block in stage.blocks.values():
+                block.compile()
     if world.groups is None:
         return
     mesh, precision = world.groups.mesh, config.train.precision

@@ -1,17 +1,30 @@
 """A run of the decoder's blocks as one module: what a pipeline rank computes. The whole decoder is one stage."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from xgenvideo.models.decoder import CrossBlock
 from xgenvideo.models.layers import document_mask, rotary
 from xgenvideo.models.video_lm import AtCaptionEnd, VideoLM, unit_text_embedding
 from xgenvideo.objectives import next_token_loss
 from xgenvideo.plan.pipeline import Stage
+
+_ATEN = torch.ops.aten
+KEPT = (
+    _ATEN.mm.default,
+    _ATEN.bmm.default,
+    _ATEN.addmm.default,
+    _ATEN._scaled_dot_product_flash_attention.default,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu.default,
+    _ATEN._scaled_dot_product_efficient_attention.default,
+    _ATEN._scaled_dot_product_cudnn_attention.default,
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -76,6 +89,13 @@ class Pulled(torch.autograd.Function):
         return gradients[0], pull, None
 
 
+def keep_products() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """Selective recomputation: results of matrix products and attention are kept, the rest is made again."""
+    contexts: tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
+    contexts = create_selective_checkpoint_contexts(list(KEPT))
+    return contexts
+
+
 class TextStage(nn.Module):
     """Blocks of the decoder under keys of their global numbers, with the embedding, text embedding or head they meet.
 
@@ -106,7 +126,7 @@ class TextStage(nn.Module):
             self.at_caption_end = AtCaptionEnd()
         self.norm: nn.Module | None = decoder.norm if self.last else None
         self.head: nn.Module | None = decoder.head if self.last else None
-        self.recompute = False
+        self.recompute = "none"
         self.feeds: list[Feed] = []
         self.valid = torch.ones(())
 
@@ -142,11 +162,12 @@ class TextStage(nn.Module):
         return streams[0], streams[1] if self.reads and not text_only else None
 
     def _run(self, block: nn.Module, *inputs: Tensor | None) -> Tensor:
-        if self.recompute and torch.is_grad_enabled():
-            result: Tensor = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
-        else:
-            result = block(*inputs)
-        return result
+        if self.recompute == "none" or not torch.is_grad_enabled():
+            result: Tensor = block(*inputs)
+            return result
+        options: dict[str, Any] = {"context_fn": keep_products} if self.recompute == "selective" else {}
+        again: Tensor = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False, **options)
+        return again
 
     def _embed(self, hidden: Tensor, caption_end: Tensor) -> Tensor:
         assert self.at_caption_end is not None, "the lower half ends in another stage"

@@ -35,6 +35,8 @@ MAY_CHANGE = (
     "train.log_every_steps",
     "train.eval_every_steps",
     "train.threads",
+    "train.recompute",
+    "train.compile",
 )
 # Another layout gives the same losses, unless negatives come from a microbatch alone.
 LAYOUT = tuple(f"layout.{spec.name}" for spec in dataclasses.fields(LayoutConfig))
