@@ -3,6 +3,8 @@
 import collections
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -54,17 +56,19 @@ def small_sets(tmp_path_factory: pytest.TempPathFactory, tiny_samples: list[Samp
 @settings(max_examples=25, deadline=None)
 @given(
     size=st.integers(1, 9),
-    stages=st.lists(st.tuples(st.sampled_from([1, 2, 3, 6]), st.integers(1, 4)), min_size=1, max_size=4),
+    pairs=st.sampled_from([8, 11, 16]),
+    stages=st.lists(st.tuples(st.sampled_from([1, 2, 4, 8]), st.integers(1, 4)), min_size=1, max_size=4),
     order=st.sampled_from([(), ("data.group_by_source=true",), ("data.bucket_batches=2",)]),
 )
 def test_each_sample_once_an_epoch_over_stops_and_ranks(
     small_sets: list[Dataset],
     small_config: RunConfig,
     size: int,
+    pairs: int,
     stages: list[tuple[int, int]],
     order: tuple[str, ...],
 ) -> None:
-    dataset, config = small_sets[size - 1], with_pairs(small_config, 6, *order)
+    dataset, config = small_sets[size - 1], with_pairs(small_config, pairs, *order)
     words = tokenizers.train_tokenizer(["a"], 260)
     keys: list[str] = []
     state = None
@@ -75,7 +79,7 @@ def test_each_sample_once_an_epoch_over_stops_and_ranks(
                 loader.load_state(state)
         for _ in range(batches):
             read = [loader.next_batch() for loader in loaders]
-            assert [batch.position for batch in read] == [len(keys) + rank * 6 // ranks for rank in range(ranks)]
+            assert [batch.position for batch in read] == [len(keys) + rank * pairs // ranks for rank in range(ranks)]
             keys += [key for batch in read for key in batch.keys]
         states = {json.dumps(loader.state()) for loader in loaders}
         assert len(states) == 1, "ranks disagree"
@@ -88,6 +92,18 @@ def test_each_sample_once_an_epoch_over_stops_and_ranks(
         counts = collections.Counter(keys[start : start + size])
         assert max(counts.values()) == 1, f"a sample twice in one epoch: {counts}"
     assert len(set(keys)) == min(size, len(keys))
+
+
+@pytest.mark.slow
+def test_fifty_kills_with_changing_ranks_lose_and_repeat_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, str(Path(__file__).with_name("killed_loader.py")), str(tmp_path), "50"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert found["kills"] == 50
+    assert found["sizes_that_read"] == [1, 2, 4, 8]
+    assert found["epochs_finished"] > 3, found
+    assert found["batches_read_again"] > 0, "no kill fell between reading and saving: the runs prove nothing"
 
 
 def test_epochs_differ_and_so_do_seeds() -> None:
@@ -146,11 +162,12 @@ def test_ranks_together_are_the_global_batch(
 ) -> None:
     config = with_pairs(small_config, 4)
     whole = Loader(tiny_dataset, tokenizer, config).next_batch()
-    parts = [Loader(tiny_dataset, tokenizer, config, rank, 2).next_batch() for rank in range(2)]
-    assert torch.equal(torch.cat([part.tokens for part in parts]), whole.tokens)
-    assert torch.equal(torch.cat([part.caption_group for part in parts]), whole.caption_group)
-    with pytest.raises(ConfigError, match="multiple of the 3 ranks"):
-        Loader(tiny_dataset, tokenizer, config, 0, 3)
+    for ranks in (2, 3, 4):
+        parts = [Loader(tiny_dataset, tokenizer, config, rank, ranks).next_batch() for rank in range(ranks)]
+        assert torch.equal(torch.cat([part.tokens for part in parts]), whole.tokens)
+        assert torch.equal(torch.cat([part.caption_group for part in parts]), whole.caption_group)
+    with pytest.raises(ConfigError, match="must be at least the 5 ranks"):
+        Loader(tiny_dataset, tokenizer, config, 0, 5)
 
 
 def test_a_state_of_something_else_is_refused(

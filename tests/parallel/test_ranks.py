@@ -1,16 +1,23 @@
 """Real ranks over gloo: every layout gives the losses of one process, and goes on where another layout stopped."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from xgenvideo import recipes
+from xgenvideo.checkpoint import load
 from xgenvideo.config import RunConfig, override
 from xgenvideo.train.log import read_metrics
 from xgenvideo.train.loop import train
+from xgenvideo.train.resume import differences
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,11 +29,8 @@ def xgv(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
 
 
-def overrides(config: RunConfig, folder: Path) -> list[str]:
-    """A config as what the command line takes: a file of its own would not go through `xgv train RECIPE`."""
-    from xgenvideo import recipes
-    from xgenvideo.train.resume import differences
-
+def overrides(config: RunConfig) -> list[str]:
+    """What the command line has to say to turn the recipe into this config."""
     changed = differences(recipes.find("tiny"), config)
     return [
         f"{name}={str(value).lower() if isinstance(value, bool) else value}" for name, (_, value) in changed.items()
@@ -53,12 +57,12 @@ def test_a_run_goes_on_in_another_layout_with_the_losses_of_one_process(run_conf
     moved = tmp_path / "moved"
     parts = override(run_config, ["layout.microbatch_pairs=2", "train.stop_after_steps=4"])
     two = override(parts, ["layout.pipeline=2"])
-    first = xgv("train", "tiny", *overrides(two, tmp_path), "--out", str(moved), "--processes", "2")
+    first = xgv("train", "tiny", *overrides(two), "--out", str(moved), "--processes", "2")
     assert first.returncode == 0, first.stderr
     assert "2 ranks: tensor 1 x pipeline 2 x data 1" in first.stderr
     # Half the way on two pipeline ranks, then two data ranks, then alone.
     data = override(parts, ["layout.data=2", "train.stop_after_steps=6"])
-    second = xgv("train", "tiny", *overrides(data, tmp_path), "--out", str(moved), "--processes", "2")
+    second = xgv("train", "tiny", *overrides(data), "--out", str(moved), "--processes", "2")
     assert second.returncode == 0, second.stderr
     assert "layout.data 1 -> 2" in second.stderr
     train(override(parts, ["train.stop_after_steps=0"]), moved, quiet=True)
@@ -68,8 +72,65 @@ def test_a_run_goes_on_in_another_layout_with_the_losses_of_one_process(run_conf
     assert all(losses[row["step"]] == pytest.approx(row["loss"], rel=1e-5) for row in expected)
 
 
+def ranks_of(job: int) -> list[int]:
+    """The processes that torchrun started below the process `job`."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = status.read_text().rpartition(")")[2].split()
+            found.append((int(status.parent.name), int(fields[1])))
+    children = {child for child, parent in found if parent == job}
+    below = {child for child, parent in found if parent in children}
+    return sorted(children | below)
+
+
+def is_rank(process: int) -> bool:
+    """Whether a process is a rank of the run, and not its launcher."""
+    with contextlib.suppress(OSError):
+        return b"\0RANK=" in b"\0" + Path(f"/proc/{process}/environ").read_bytes()
+    return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_rank_comes_back_and_a_signal_saves(
+    run_config: RunConfig, tmp_path: Path, number: signal.Signals
+) -> None:
+    config = override(run_config, ["layout.data=2", "layout.microbatch_pairs=2", "train.steps=40"])
+    config = override(config, ["train.save_every_steps=5", "train.log_every_steps=1"])
+    command = ["train", "tiny", *overrides(config), "--processes", "2", "--restarts", "2", "--out"]
+    whole = xgv(*command, str(tmp_path / "whole"))
+    assert whole.returncode == 0, whole.stderr
+    out = tmp_path / "hit"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    job = subprocess.Popen(
+        [sys.executable, "-m", "xgenvideo", *command, str(out)], stderr=subprocess.PIPE, text=True, env=environment
+    )
+    deadline = time.monotonic() + 120
+    while not list(out.glob("checkpoints/step-*")):
+        assert time.monotonic() < deadline, "no checkpoint came"
+        time.sleep(0.05)
+    if number == signal.SIGKILL:
+        ranks = [process for process in ranks_of(job.pid) if is_rank(process)]
+        assert len(ranks) == 2
+        os.kill(ranks[1], number)
+    else:
+        job.send_signal(number)
+    told = job.communicate(timeout=200)[1]
+    if number == signal.SIGTERM:
+        assert job.returncode != 0
+        assert "SIGTERM: saved" in told
+        assert xgv(*command, str(out)).returncode == 0
+    else:
+        assert job.returncode == 0, told
+        assert "resume:" in told
+    expected, found = (load(folder / "checkpoints" / "step-00000040") for folder in (tmp_path / "whole", out))
+    for part, tensors in expected.tensors.items():
+        assert all(torch.equal(found.tensors[part][name], tensor) for name, tensor in tensors.items()), part
+    assert read_metrics(out)[-1]["loss"] == read_metrics(tmp_path / "whole")[-1]["loss"]
+
+
 def test_ranks_that_do_not_fit_the_layout_are_one_sentence(run_config: RunConfig, tmp_path: Path) -> None:
-    three = overrides(override(run_config, ["layout.data=2", "layout.microbatch_pairs=2"]), tmp_path)
+    three = overrides(override(run_config, ["layout.data=2", "layout.microbatch_pairs=2"]))
     done = xgv("train", "tiny", *three, "--out", str(tmp_path / "run"), "--processes", "3")
     assert done.returncode == 2
     [line] = done.stderr.splitlines()

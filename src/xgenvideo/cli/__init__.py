@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from xgenvideo import __version__
 from xgenvideo.cli import verbs
-from xgenvideo.errors import XGenVideoError
+from xgenvideo.errors import ConfigError, XGenVideoError
 
 EXIT_INTERRUPTED = 130
 EXIT_CLOSED_PIPE = 141
@@ -22,9 +22,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         verbs.run(parsed)
     except XGenVideoError as error:
-        # Of many ranks that fail alike, one tells.
-        if os.environ.get("RANK", "0") == "0":
-            print(f"xgv {parsed.verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        rank = int(os.environ.get("RANK", "0"))
+        # A wrong setting is wrong on every rank: one tells. Anything else may be one rank's trouble.
+        if rank == 0 or not isinstance(error, ConfigError):
+            who = f"rank {rank}: " if rank else ""
+            print(f"xgv {parsed.verb}: {who}{' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"xgv {parsed.verb}: interrupted", file=sys.stderr)

@@ -12,6 +12,8 @@ from xgenvideo.errors import TrainError
 # A restarted group otherwise reads addresses of the one before it and hangs (pytorch issue 135712).
 ENVIRONMENT = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
+SAVE_SECONDS = 540  # how long ranks may take to save and end after a signal, before they are killed
+
 
 def launch(processes: int, restarts: int, arguments: Sequence[str]) -> None:
     """Run `xgv` with `arguments` as so many ranks and wait for them; after a rank dies all are started again.
@@ -19,7 +21,7 @@ def launch(processes: int, restarts: int, arguments: Sequence[str]) -> None:
     SIGINT and SIGTERM reach every rank once, so that the run saves and ends. Raises TrainError when the ranks fail.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += [f"--max-restarts={restarts}", "-m", "xgenvideo", *arguments]
+    command += [f"--max-restarts={restarts}", f"--shutdown-timeout={SAVE_SECONDS}", "-m", "xgenvideo", *arguments]
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
     # A session of its own: a Ctrl-C at the terminal would reach the ranks twice, and the second ends them at once.
     job = subprocess.Popen(command, env=os.environ | ENVIRONMENT | {"OMP_NUM_THREADS": threads}, start_new_session=True)

@@ -77,7 +77,7 @@ def train(config: RunConfig, out: Path, quiet: bool = False) -> TrainSummary:
     """Train in the run folder `out` to `train.steps` (or `train.stop_after_steps`) steps, from wherever it stands.
 
     After SIGINT or SIGTERM the step ends, is saved, and SystemExit is raised with 130 or 143. Raises ConfigError,
-    NotReady (a layout of many ranks), DataError, CheckpointError, TrainError (folder in use, no finite step).
+    NotReady (evaluation while training), DataError, CheckpointError, TrainError (folder in use, no finite step).
     """
     began = time.perf_counter()
     configs.check(config)
