@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo planner-report parity test check bench lock format clean
+.PHONY: setup demo planner-report parity test check bench bench-infer lock format clean
 
 setup: $(STAMP)
 
@@ -39,6 +39,9 @@ parity: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python bench/startup.py
+
+bench-infer: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python bench/infer.py
 
 lock: $(STAMP)
 	$(BIN)/python scripts/lock.py

@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from xgenvideo.data.text import question_document
 from xgenvideo.data.tokenizer import BOS, EOS, Tokenizer
 from xgenvideo.errors import ConfigError
-from xgenvideo.infer.generate import STOPS, caption_prompt, generate, question_ids
+from xgenvideo.infer.cache import DecodingCache
+from xgenvideo.infer.generate import STOPS, Draw, beam_search, caption_prompt, generate, question_ids, stream
 from xgenvideo.infer.likelihood import log_likelihoods, option_documents
 from xgenvideo.models.video_lm import VideoLM
 
@@ -126,3 +128,131 @@ def test_likelihoods_in_any_order_and_batch_are_those_of_one_text(
         assert value == pytest.approx(expected, abs=1e-3)
     blind = log_likelihoods(small_model, documents[:1], None, [0])[0]
     assert blind != pytest.approx(found[0], abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def text_prompts(twins_tokenizer: Tokenizer) -> list[list[int]]:
+    """Three prompts of unequal length, so that a batch of them is padded."""
+    return [caption_prompt(), question_ids("Which appears first?", twins_tokenizer), [BOS, 40, 41]]
+
+
+def as_llama(model: VideoLM, size: int) -> LlamaForCausalLM:
+    """The decoder's self-attention blocks as transformers' Llama: what the decoder is without a video."""
+    config = model.config.decoder
+    llama = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=size,
+            hidden_size=config.width,
+            intermediate_size=config.mlp,
+            num_hidden_layers=config.depth,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.kv_heads,
+            head_dim=config.head_size,
+            rms_norm_eps=config.norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+            tie_word_embeddings=False,
+            eos_token_id=list(STOPS),
+            pad_token_id=0,
+            bos_token_id=BOS,
+        )
+    )
+    names = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm", "out": "self_attn.o_proj"}
+    names |= {part: f"self_attn.{part}_proj" for part in "qkv"}
+    names |= {f"mlp.{part}": f"mlp.{part}_proj" for part in ("gate", "up", "down")}
+    state = {"model.embed_tokens.weight": model.decoder.embedding.weight[:size]}
+    state |= {"model.norm.weight": model.decoder.norm.weight, "lm_head.weight": model.decoder.head.weight[:size]}
+    for i in range(config.depth):
+        for ours, theirs in names.items():
+            state[f"model.layers.{i}.{theirs}.weight"] = model.decoder.get_parameter(f"layers.{i}.{ours}.weight")
+    llama.load_state_dict(state)
+    return llama.eval()
+
+
+def test_transformers_writes_the_same_tokens(
+    small_model: VideoLM, twins_tokenizer: Tokenizer, text_prompts: list[list[int]]
+) -> None:
+    llama = as_llama(small_model, twins_tokenizer.size)
+    written = generate(small_model, twins_tokenizer, None, text_prompts, 24)
+    for prompt, ids in zip(text_prompts, written, strict=True):
+        given = torch.tensor([prompt])
+        theirs = llama.generate(given, attention_mask=torch.ones_like(given), max_new_tokens=24, do_sample=False)
+        new = theirs[0, len(prompt) :].tolist()
+        assert ids == (new[:-1] if new[-1] in STOPS else new)
+    assert any(written)
+
+
+def test_the_cache_gives_the_logits_of_the_whole_text(
+    small_model: VideoLM, text_prompts: list[list[int]], latents: Tensor
+) -> None:
+    texts = [list(prompt) for prompt in text_prompts]
+    with torch.inference_mode():
+        cache = DecodingCache(small_model.decoder, latents, [2, 0, 2], 40)
+        found = cache.start(texts)
+        videos = [2, 0, 2]
+        for step in range(6):
+            for row, text in enumerate(texts):
+                expected = next_logits(small_model, text, latents[videos[row] : videos[row] + 1])
+                torch.testing.assert_close(found[row], expected, atol=1e-4, rtol=1e-4)
+            rows = [[0, 1, 2], [2, 1, 0], [2, 2, 1], [0, 1], [1, 1], [0, 1]][step]
+            texts, videos = [list(texts[row]) for row in rows], [videos[row] for row in rows]
+            cache.keep(rows)
+            tokens = [50 + step + row for row in range(len(rows))]
+            for text, token in zip(texts, tokens, strict=True):
+                text.append(token)
+            found = cache.step(tokens)
+
+
+def test_a_stream_is_the_text_in_whole_letters(
+    small_model: VideoLM, twins_tokenizer: Tokenizer, latents: Tensor, text_prompts: list[list[int]]
+) -> None:
+    for seed in range(5):
+        draw = Draw(1.0, 1.0, seed)
+        pieces = list(stream(small_model, twins_tokenizer, latents[:1], text_prompts[1], 20, draw))
+        whole = generate(small_model, twins_tokenizer, latents[:1], text_prompts[1:2], 20, 1.0, 1.0, seed)[0]
+        assert "".join(pieces) == twins_tokenizer.decode(whole)
+        assert all(pieces)
+        assert not any(piece.endswith("\ufffd") for piece in pieces[:-1])
+
+
+def test_only_an_option_is_written(small_model: VideoLM, twins_tokenizer: Tokenizer, latents: Tensor) -> None:
+    options = [" the red circle", " the red star", " yes", " the red"]
+    only = [twins_tokenizer.encode(option) for option in options]
+    found = set()
+    for seed in range(12):
+        ids = generate(small_model, twins_tokenizer, latents, [[BOS]] * 3, 16, 1.0, 1.0, seed, only)
+        found |= {twins_tokenizer.decode(one) for one in ids}
+    assert found <= set(options)
+    assert len(found) > 1
+    with pytest.raises(ConfigError, match="only"):
+        generate(small_model, twins_tokenizer, latents, [[BOS]] * 3, 1, only=only)
+
+
+def test_beams_as_many_as_tokens_find_the_likeliest_text(
+    small_model: VideoLM, twins_tokenizer: Tokenizer, latents: Tensor
+) -> None:
+    size, about = twins_tokenizer.size, latents[:1]
+    first = next_logits(small_model, [BOS], about)[:size].double().log_softmax(-1)
+    likeliest: tuple[list[int], float] = ([], max(float(first[stop]) for stop in STOPS))
+    for token in set(range(size)) - set(STOPS):
+        second = float(first[token]) + next_logits(small_model, [BOS, token], about)[:size].double().log_softmax(-1)
+        value, best = second.max(0)
+        if float(value) > likeliest[1]:
+            likeliest = ([token] if int(best) in STOPS else [token, int(best)], float(value))
+    ids, value = beam_search(small_model, twins_tokenizer, about, [BOS], 2, beams=size)
+    assert ids == likeliest[0]
+    assert value == pytest.approx(likeliest[1], abs=1e-4)
+
+
+def test_one_beam_follows_the_greedy_text_and_may_end_it_earlier(
+    small_model: VideoLM, twins_tokenizer: Tokenizer, latents: Tensor
+) -> None:
+    about = latents[:1]
+    greedy = generate(small_model, twins_tokenizer, about, [[BOS]], 12)[0]
+    steps = [next_logits(small_model, [BOS, *greedy[:i]], about) for i in range(len(greedy) + 1)]
+    logs = [step[: twins_tokenizer.size].double().log_softmax(-1) for step in steps]
+    totals = [sum(float(logs[i][greedy[i]]) for i in range(end)) for end in range(len(greedy) + 1)]
+    ends = [totals[i] + max(float(logs[i][stop]) for stop in STOPS) for i in range(len(greedy))]
+    ids, value = beam_search(small_model, twins_tokenizer, about, [BOS], 12, beams=1)
+    assert len(greedy) == 12
+    assert ids == greedy[: len(ids)]
+    assert value == pytest.approx(max(*ends, totals[-1]), abs=1e-4)

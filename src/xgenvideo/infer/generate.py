@@ -1,6 +1,7 @@
 """Writing text token by token, many prompts at once, each about its own video."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,9 +9,24 @@ from torch import Tensor
 from xgenvideo.data.text import question_prompt
 from xgenvideo.data.tokenizer import BOS, CAPTION_END, EOS, PAD, Tokenizer
 from xgenvideo.errors import ConfigError
+from xgenvideo.infer.cache import DecodingCache
 from xgenvideo.models.video_lm import VideoLM
 
 STOPS = (EOS, CAPTION_END, PAD, BOS)
+UNFINISHED = "\ufffd"  # what a decoder writes for bytes that are no letter yet
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How the next token is chosen: 0 takes the likeliest, otherwise from the `top_p` nucleus, repeatably by `seed`.
+
+    With `only`, a text is one of these lists of ids, each without its end.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    only: Sequence[Sequence[int]] | None = None
 
 
 @torch.inference_mode()
@@ -23,32 +39,89 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int | None = None,
+    only: Sequence[Sequence[int]] | None = None,
 ) -> list[list[int]]:
     """New ids after each prompt, up to and without the first special token; latents [B Q Dr] or None for text alone.
 
     temperature 0 takes the likeliest token; otherwise tokens are drawn from the smallest set whose probability reaches
     `top_p` (nucleus sampling, arXiv 1904.09751), repeatably for a given `seed`. Ids that the tokenizer does not have
-    are never chosen. The prefix is computed again for every token: exact and simple, slow for long texts.
-    Raises ConfigError for an impossible request.
+    are never chosen. With `only`, each text is one of these lists of ids, chosen token by token. The video and the text
+    so far are read once (`DecodingCache`). Raises ConfigError for an impossible request.
     """
-    _check(prompt_ids, latents, max_new_tokens, temperature, top_p)
-    device = model.logit_scale.device
-    random = torch.Generator().manual_seed(seed) if seed is not None else None
+    draw = Draw(temperature, top_p, seed, only)
+    _check(prompt_ids, latents, max_new_tokens, draw)
     written: list[list[int]] = [[] for _ in prompt_ids]
-    going = list(range(len(prompt_ids)))
-    for _ in range(max_new_tokens):
-        texts = [[*prompt_ids[row], *written[row]] for row in going]
-        seen = None if latents is None else latents[going]
-        scores = _next_scores(model, texts, seen, device)[:, : tokenizer.size]
-        chosen = _choose(scores, temperature, top_p, random)
-        for row, token in zip(list(going), chosen, strict=True):
-            if token in STOPS:
-                going.remove(row)
-            else:
-                written[row].append(token)
-        if not going:
-            break
+    for chosen in _steps(model, tokenizer, latents, prompt_ids, max_new_tokens, draw):
+        for row, token in chosen:
+            written[row].append(token)
     return written
+
+
+@torch.inference_mode()
+def stream(
+    model: VideoLM,
+    tokenizer: Tokenizer,
+    latents: Tensor | None,
+    prompt_ids: Sequence[int],
+    max_new_tokens: int,
+    draw: Draw,
+) -> Iterator[str]:
+    """The text that `generate` would write after one prompt, in pieces as they are written; latents [1 Q Dr] or None.
+
+    A piece never ends within a letter: bytes of an unfinished one wait for the next token. Raises ConfigError.
+    """
+    _check([prompt_ids], latents, max_new_tokens, draw)
+    ids: list[int] = []
+    said = ""
+    for chosen in _steps(model, tokenizer, latents, [prompt_ids], max_new_tokens, draw):
+        ids += [token for _, token in chosen]
+        text = tokenizer.decode(ids)
+        if not text.endswith(UNFINISHED) and text != said:
+            yield text[len(said) :]
+            said = text
+    if (text := tokenizer.decode(ids)) != said:
+        yield text[len(said) :]
+
+
+@torch.inference_mode()
+def beam_search(
+    model: VideoLM,
+    tokenizer: Tokenizer,
+    latents: Tensor | None,
+    prompt_ids: Sequence[int],
+    max_new_tokens: int,
+    beams: int = 4,
+) -> tuple[list[int], float]:
+    """The likeliest text that `beams` hypotheses find after one prompt, and its log-probability in nats.
+
+    The probability is of the whole text with the special token that ends it, not divided by the length; a text cut at
+    `max_new_tokens` has no end to pay for. latents [1 Q Dr] or None. Raises ConfigError for an impossible request.
+    """
+    _check([prompt_ids], latents, max_new_tokens, Draw())
+    if beams < 1:
+        raise ConfigError("beams", beams, "must be at least 1")
+    room = len(prompt_ids) + max_new_tokens
+    cache = DecodingCache(model.decoder, latents, [0], room)
+    live: list[tuple[list[int], float]] = [([], 0.0)]
+    ended: tuple[list[int], float] = ([], float("-inf"))
+    scores = cache.start([prompt_ids])
+    for step in range(max_new_tokens):
+        totals = scores[:, : tokenizer.size].double().log_softmax(-1)
+        totals += torch.tensor([total for _, total in live], dtype=totals.dtype, device=totals.device)[:, None]
+        stops = totals[:, list(STOPS)].max(dim=-1).values.tolist()
+        endings = [(ids, total) for (ids, _), total in zip(live, stops, strict=True)]
+        ended = max([ended, *endings], key=lambda one: one[1])
+        totals[:, list(STOPS)] = float("-inf")
+        best = totals.flatten().topk(min(totals.numel(), beams))
+        found = [(*divmod(int(i), tokenizer.size), float(v)) for v, i in zip(best.values, best.indices, strict=True)]
+        # A text only grows less likely: what is behind an ended one already cannot overtake it.
+        going = [(row, token, v) for row, token, v in found if v > ended[1]]
+        live = [([*live[row][0], token], v) for row, token, v in going]
+        if not live or step + 1 == max_new_tokens:
+            break
+        cache.keep([row for row, _, _ in going])
+        scores = cache.step([token for _, token, _ in going])
+    return max([ended, *live], key=lambda one: one[1])
 
 
 def caption_prompt() -> list[int]:
@@ -61,36 +134,61 @@ def question_ids(question: str, tokenizer: Tokenizer) -> list[int]:
     return [BOS, *tokenizer.encode(question_prompt(question))]
 
 
-def _check(
-    prompt_ids: Sequence[Sequence[int]], latents: Tensor | None, max_new_tokens: int, temperature: float, top_p: float
-) -> None:
+def _check(prompt_ids: Sequence[Sequence[int]], latents: Tensor | None, max_new_tokens: int, draw: Draw) -> None:
     if not prompt_ids or not all(len(ids) for ids in prompt_ids):
         raise ConfigError("prompt_ids", list(map(len, prompt_ids)), "every prompt needs at least one token")
     if latents is not None and len(latents) != len(prompt_ids):
         raise ConfigError("latents", list(latents.shape), f"must be of as many videos as prompts, {len(prompt_ids)}")
     if max_new_tokens < 1:
         raise ConfigError("max_new_tokens", max_new_tokens, "must be at least 1")
-    if not 0 <= temperature < float("inf"):
-        raise ConfigError("temperature", temperature, "must be 0 (the likeliest token) or a positive number")
-    if not 0 < top_p <= 1:
-        raise ConfigError("top_p", top_p, "must be above 0 and at most 1")
+    if not 0 <= draw.temperature < float("inf"):
+        raise ConfigError("temperature", draw.temperature, "must be 0 (the likeliest token) or a positive number")
+    if not 0 < draw.top_p <= 1:
+        raise ConfigError("top_p", draw.top_p, "must be above 0 and at most 1")
+    if draw.only is not None and not all(0 < len(ids) <= max_new_tokens for ids in draw.only or [()]):
+        lengths = list(map(len, draw.only))
+        raise ConfigError("only", lengths, f"must be texts of 1 to max_new_tokens = {max_new_tokens} tokens")
 
 
-def _next_scores(
-    model: VideoLM, texts: Sequence[Sequence[int]], latents: Tensor | None, device: torch.device
-) -> Tensor:
-    """Logits [B V] of the token after each text; padding comes last and is a document of its own."""
-    lengths = torch.tensor([len(text) for text in texts], device=device)
-    longest = int(lengths.max())
-    tokens = torch.tensor([[*text, *[PAD] * (longest - len(text))] for text in texts], device=device)
-    places = torch.arange(longest, device=device).expand(len(texts), longest)
-    real = places < lengths[:, None]
-    documents = torch.where(real, 0, -1)
-    hidden = model.decoder.lower(tokens, places, documents)
-    hidden = model.decoder.upper(hidden, places, documents, latents, real)
-    last = hidden[torch.arange(len(texts), device=device), lengths - 1]
-    scores: Tensor = model.decoder.head(last)
-    return scores.float()
+def _steps(
+    model: VideoLM,
+    tokenizer: Tokenizer,
+    latents: Tensor | None,
+    prompt_ids: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    draw: Draw,
+) -> Iterator[list[tuple[int, int]]]:
+    """One list a step of (prompt, token) for the texts that go on."""
+    random = torch.Generator().manual_seed(draw.seed) if draw.seed is not None else None
+    going = list(range(len(prompt_ids)))
+    written: list[list[int]] = [[] for _ in prompt_ids]
+    cache = DecodingCache(model.decoder, latents, going, max(map(len, prompt_ids)) + max_new_tokens)
+    scores = cache.start(prompt_ids)
+    for step in range(max_new_tokens):
+        scores = scores[:, : tokenizer.size].float()
+        if draw.only is not None:
+            scores = _allowed(scores, [written[row] for row in going], draw.only)
+        tokens = _choose(scores, draw.temperature, draw.top_p, random)
+        kept = [i for i, token in enumerate(tokens) if token not in STOPS]
+        going, tokens = [going[i] for i in kept], [tokens[i] for i in kept]
+        for row, token in zip(going, tokens, strict=True):
+            written[row].append(token)
+        yield list(zip(going, tokens, strict=True))
+        if not going or step + 1 == max_new_tokens:
+            return
+        cache.keep(kept)
+        scores = cache.step(tokens)
+
+
+def _allowed(scores: Tensor, written: Sequence[list[int]], only: Sequence[Sequence[int]]) -> Tensor:
+    """Scores [B V], minus infinity for every token that leads to none of the texts `only`."""
+    barred = torch.full_like(scores, float("-inf"))
+    for row, ids in enumerate(written):
+        count = len(ids)
+        following = {[*text, EOS][count] for text in only if list(text[:count]) == ids}
+        chosen = torch.tensor(sorted(following), device=scores.device)
+        barred[row, chosen] = scores[row, chosen]
+    return barred
 
 
 def _choose(scores: Tensor, temperature: float, top_p: float, random: torch.Generator | None) -> list[int]:
