@@ -52,6 +52,7 @@ def test_config() -> None:
         "OptimizerConfig",
         "ResamplerConfig",
         "RunConfig",
+        "SafetyConfig",
         "TrainConfig",
         "VisionConfig",
         "check",

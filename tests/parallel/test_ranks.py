@@ -129,6 +129,35 @@ def test_a_killed_rank_comes_back_and_a_signal_saves(
     assert read_metrics(out)[-1]["loss"] == read_metrics(tmp_path / "whole")[-1]["loss"]
 
 
+def test_a_rank_that_hangs_is_named_killed_and_comes_back(run_config: RunConfig, tmp_path: Path) -> None:
+    config = override(run_config, ["layout.data=2", "layout.microbatch_pairs=2", "train.steps=30"])
+    config = override(config, ["train.save_every_steps=5", "train.step_timeout_seconds=4"])
+    command = ["train", "tiny", *overrides(config), "--processes", "2", "--restarts", "1", "--out"]
+    whole = xgv(*command, str(tmp_path / "whole"))
+    assert whole.returncode == 0, whole.stderr
+    out = tmp_path / "hung"
+    job = subprocess.Popen(
+        [sys.executable, "-m", "xgenvideo", *command, str(out)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 120
+    while not list(out.glob("checkpoints/step-*")):
+        assert time.monotonic() < deadline and job.poll() is None, "no checkpoint came"
+        time.sleep(0.02)
+    os.kill([process for process in ranks_of(job.pid) if is_rank(process)][1], signal.SIGSTOP)
+    began = time.monotonic()
+    told = job.communicate(timeout=200)[1]
+    assert job.returncode == 0, told
+    assert time.monotonic() - began < 90
+    assert "hung: rank 1 in phase" in told
+    assert "gives no sign of life" in told
+    expected, found = (load(folder / "checkpoints" / "step-00000030") for folder in (tmp_path / "whole", out))
+    for part, tensors in expected.tensors.items():
+        assert all(torch.equal(found.tensors[part][name], tensor) for name, tensor in tensors.items()), part
+
+
 def test_ranks_that_do_not_fit_the_layout_are_one_sentence(run_config: RunConfig, tmp_path: Path) -> None:
     three = overrides(override(run_config, ["layout.data=2", "layout.microbatch_pairs=2"]))
     done = xgv("train", "tiny", *three, "--out", str(tmp_path / "run"), "--processes", "3")

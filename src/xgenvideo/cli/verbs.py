@@ -104,17 +104,31 @@ def train(parsed: argparse.Namespace) -> None:
     if not parsed.out:
         raise ConfigError("--out", "", "must be the folder of the run")
     if parsed.processes > 1:
-        from xgenvideo.parallel.launch import launch
-        from xgenvideo.parallel.layout import check_layout
-
-        check_layout(config, parsed.processes)
-        launch(parsed.processes, parsed.restarts, ["train", parsed.recipe, *parsed.overrides, "--out", parsed.out])
+        _train_ranks(config, parsed)
         return
     from xgenvideo.train.loop import train as train_run
 
     summary = train_run(config, Path(parsed.out))
     if os.environ.get("RANK", "0") == "0":
         print(summary)
+
+
+def _train_ranks(config: RunConfig, parsed: argparse.Namespace) -> None:
+    """Train as many ranks of this machine."""
+    from xgenvideo.errors import TrainError
+    from xgenvideo.parallel.launch import launch
+    from xgenvideo.parallel.layout import check_layout
+    from xgenvideo.train.stop import STOPPED, stop_of
+
+    check_layout(config, parsed.processes)
+    out = Path(parsed.out)
+    (out / STOPPED).unlink(missing_ok=True)
+    code = launch(parsed.processes, parsed.restarts, ["train", parsed.recipe, *parsed.overrides, "--out", parsed.out])
+    stop = stop_of(out)
+    if stop is not None:
+        raise SystemExit(stop.exit_code)
+    if code:
+        raise TrainError(f"{parsed.processes} ranks ended with exit code {code}; what went wrong is told above")
 
 
 def _dry_run(config: RunConfig, parsed: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ from xgenvideo.config.sections import (
     OptimizerConfig,
     ResamplerConfig,
     RunConfig,
+    SafetyConfig,
     TrainConfig,
     VisionConfig,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "OptimizerConfig",
     "ResamplerConfig",
     "RunConfig",
+    "SafetyConfig",
     "TrainConfig",
     "VisionConfig",
     "check",

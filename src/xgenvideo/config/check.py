@@ -3,7 +3,14 @@
 import dataclasses
 from collections.abc import Iterable
 
-from xgenvideo.config.sections import ModelConfig, ObjectiveConfig, OptimizerConfig, RunConfig, TrainConfig
+from xgenvideo.config.sections import (
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    RunConfig,
+    SafetyConfig,
+    TrainConfig,
+)
 from xgenvideo.errors import ConfigError
 
 
@@ -82,6 +89,7 @@ def _check_run(config: RunConfig) -> None:
     _check_data(config)
     _check_objective(config.objective)
     _check_optimizer(config.optimizer)
+    _check_safety(config.safety)
 
 
 def _check_train(train: TrainConfig) -> None:
@@ -89,6 +97,8 @@ def _check_train(train: TrainConfig) -> None:
     _rule(train.recompute in RECOMPUTE, "train.recompute", train.recompute, "no such way", RECOMPUTE)
     for name in ("steps", "global_batch_pairs", "save_every_steps", "log_every_steps"):
         _rule(getattr(train, name) >= 1, f"train.{name}", getattr(train, name), "must be at least 1")
+    for name in ("startup_timeout_seconds", "step_timeout_seconds"):
+        _rule(getattr(train, name) > 0, f"train.{name}", getattr(train, name), "must be more than 0 seconds")
     for name in ("threads", "eval_every_steps", "stop_after_steps", "seed"):
         _rule(getattr(train, name) >= 0, f"train.{name}", getattr(train, name), "must be 0 or more")
     _rule(train.keep_checkpoints >= 2, "train.keep_checkpoints", train.keep_checkpoints, "must be at least 2")
@@ -135,3 +145,14 @@ def _check_optimizer(optimizer: OptimizerConfig) -> None:
         _rule(0 <= getattr(optimizer, name) < 1, f"optimizer.{name}", getattr(optimizer, name), "must be in [0, 1)")
     least = optimizer.min_lr_fraction
     _rule(0 <= least <= 1, "optimizer.min_lr_fraction", least, "must be in [0, 1]")
+
+
+def _check_safety(safety: SafetyConfig) -> None:
+    for spec in dataclasses.fields(safety):
+        value = getattr(safety, spec.name)
+        _rule(value >= 0, f"safety.{spec.name}", value, "must be 0 or more; 0 switches it off")
+    for name in ("spike_factor", "slow_rank_factor"):
+        value = getattr(safety, name)
+        _rule(value == 0 or value > 1, f"safety.{name}", value, "must be more than 1, or 0 to switch it off")
+    if safety.spike_factor:
+        _rule(safety.spike_window >= 5, "safety.spike_window", safety.spike_window, "must be at least 5 steps")

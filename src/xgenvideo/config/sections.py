@@ -145,7 +145,8 @@ class TrainConfig:
 
     "fp64" computes everything in double precision: for comparing layouts, not for training. `recompute`: what of a
     decoder block is made again in the backward instead of kept: "none", "selective" (all but matrix products and
-    attention) or "full". `compile`: torch.compile for each decoder block.
+    attention) or "full". `compile`: torch.compile for each decoder block. A job whose ranks do not meet and end their
+    first step within `startup_timeout_seconds`, or any later one within `step_timeout_seconds`, has hung and ends.
     """
 
     steps: int
@@ -160,6 +161,29 @@ class TrainConfig:
     stop_after_steps: int = 0
     recompute: str = "none"
     compile: bool = False
+    startup_timeout_seconds: float = 1800.0
+    step_timeout_seconds: float = 600.0
+
+
+@dataclass(frozen=True)
+class SafetyConfig:
+    """What a run does against its failures; 0 switches a thing off.
+
+    `save_every_minutes`: ephemeral checkpoints between those of train.save_every_steps. `failed_saves_allowed`: so many
+    saves in a row may fail before the run ends. `wall_clock_minutes`: after so long the run saves and ends.
+    `spike_factor`: a loss over so many times the median of the last `spike_window` steps goes back to the newest
+    checkpoint and passes over the batches since, at most `spike_rewinds` times. `check_weights_every_steps`: compare
+    what ranks hold alike. `slow_rank_factor`: name the rank whose own work takes so many times the median.
+    """
+
+    save_every_minutes: float = 20.0
+    failed_saves_allowed: int = 0
+    wall_clock_minutes: float = 0.0
+    spike_factor: float = 0.0
+    spike_window: int = 50
+    spike_rewinds: int = 3
+    check_weights_every_steps: int = 1000
+    slow_rank_factor: float = 1.5
 
 
 @dataclass(frozen=True)
@@ -173,6 +197,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
 
     def to_json(self) -> str:
         """The config as JSON text, keys in the order of the fields."""

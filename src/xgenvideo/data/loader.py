@@ -6,6 +6,7 @@ A batch is a pure function of its global position, so prefetched work is never p
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -29,6 +30,15 @@ TEXTS_KEPT = 16_384
 SUBSTITUTES = 16
 
 
+@dataclass(frozen=True)
+class Share:
+    """What this rank read last: samples `keys` from global `position` on, `substituted` of them instead of others."""
+
+    position: int
+    keys: tuple[str, ...]
+    substituted: int
+
+
 class Loader:
     """The `train` split in seeded epochs; rank r of R takes its part of every global batch.
 
@@ -50,6 +60,7 @@ class Loader:
         self.rank, self.ranks = rank, ranks
         self.samples_consumed = 0
         self.substituted = 0
+        self.last = Share(0, (), 0)
         self._numbers = dataset.numbers(SPLIT)
         self._order = self._ordered()
         self._described = lru_cache(maxsize=TEXTS_KEPT)(self._describe)
@@ -97,7 +108,16 @@ class Loader:
             raise
         self.samples_consumed += pairs
         self.substituted += substituted
+        self.last = Share(batch.position, batch.keys, substituted)
         return batch
+
+    def skip(self, samples: int) -> int:
+        """Pass over the next `samples` of the global order, in whole batches; returns the position of the first."""
+        position = self.samples_consumed
+        assert samples % self.config.train.global_batch_pairs == 0, f"{samples} samples are no whole batches"
+        self._forget()
+        self.samples_consumed += samples
+        return position
 
     def state(self) -> dict[str, Any]:
         """Where the batch last returned ends, as JSON values; the same on every rank."""

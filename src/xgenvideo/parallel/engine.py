@@ -22,13 +22,17 @@ from xgenvideo.plan.pipeline import Stage, cut, rank_of
 
 @dataclass(eq=False)
 class Engine:
-    """The model of a rank. `model` has only what the rank holds, under the names of the whole; `pieces` are trained."""
+    """The model of a rank. `model` has only what the rank holds, under the names of the whole; `pieces` are trained.
+
+    `stages` is the cut of the whole pipeline, `held` what this rank has of it.
+    """
 
     model: VideoLM
     visual: VisualWorld
     text: TextWorld
     pieces: list[Piece]
     stages: tuple[Stage, ...]
+    held: list[TextStage]
 
     def __repr__(self) -> str:
         held = sum(piece.local.numel() for piece in self.pieces)
@@ -67,7 +71,7 @@ def build_engine(config: RunConfig, world: World, value: Callable[[str, torch.Si
     autocast = config.train.precision == "bf16" and world.groups is None
     trunk_dtype = masters_dtype(config) if world.groups is None else stream_dtype(config)
     visual = VisualWorld(model.vision, trunk, layout.microbatch_pairs, trunk_dtype, autocast)
-    return Engine(model, visual, text_world(texts, stages, config, world, autocast), pieces, stages)
+    return Engine(model, visual, text_world(texts, stages, config, world, autocast), pieces, stages, texts)
 
 
 def lay_out_parts(config: RunConfig, world: World) -> tuple[VideoLM, list[TextStage], Trunk, tuple[Stage, ...]]:

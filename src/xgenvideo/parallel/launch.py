@@ -7,35 +7,33 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from xgenvideo.errors import TrainError
-
 # A restarted group otherwise reads addresses of the one before it and hangs (pytorch issue 135712).
 ENVIRONMENT = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
+FORWARDED = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")
 SAVE_SECONDS = 540  # how long ranks may take to save and end after a signal, before they are killed
 
 
-def launch(processes: int, restarts: int, arguments: Sequence[str]) -> None:
+def launch(processes: int, restarts: int, arguments: Sequence[str]) -> int:
     """Run `xgv` with `arguments` as so many ranks and wait for them; after a rank dies all are started again.
 
-    SIGINT and SIGTERM reach every rank once, so that the run saves and ends. Raises TrainError when the ranks fail.
+    SIGINT, SIGTERM and SIGUSR1 reach every rank once, so that the run saves and ends. Returns torchrun's exit code.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command += [f"--signals-to-handle={','.join(FORWARDED)}"]
     command += [f"--max-restarts={restarts}", f"--shutdown-timeout={SAVE_SECONDS}", "-m", "xgenvideo", *arguments]
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
     # A session of its own: a Ctrl-C at the terminal would reach the ranks twice, and the second ends them at once.
     job = subprocess.Popen(command, env=os.environ | ENVIRONMENT | {"OMP_NUM_THREADS": threads}, start_new_session=True)
 
     def stop(number: int, frame: FrameType | None) -> None:
-        job.send_signal(signal.SIGTERM)
+        job.send_signal(signal.SIGUSR1 if number == signal.SIGUSR1 else signal.SIGTERM)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     try:
-        code = job.wait()
+        return job.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
         if job.poll() is None:
             job.terminate()
-    if code:
-        raise TrainError(f"{processes} ranks ended with exit code {code}; what went wrong is told above")

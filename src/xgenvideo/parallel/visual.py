@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from xgenvideo.data.batch import Batch
 from xgenvideo.models.video_lm import VideoLM
 from xgenvideo.models.vision import FrozenVision
+from xgenvideo.parallel.phases import Phases
 from xgenvideo.parallel.shards import synchronise_after
 
 
@@ -41,10 +42,14 @@ class VisualWorld:
     def __init__(self, vision: FrozenVision, trunk: Trunk, pairs: int, dtype: torch.dtype, autocast: bool) -> None:
         self.vision, self.trunk, self.pairs, self.dtype, self.autocast = vision, trunk, pairs, dtype, autocast
 
-    def look(self, batch: Batch) -> Video:
+    def look(self, batch: Batch, phases: Phases) -> Video:
         """Encode and resample. With more than one microbatch the trunk's graph is made again when it is needed."""
-        parts = batch.split(self.pairs)
-        made = [self._resample(part, self.encode(part), once=len(parts) == 1) for part in parts]
+        parts, made = batch.split(self.pairs), []
+        for part in parts:
+            phases.enter("encode")
+            features = self.encode(part)
+            phases.enter("resample")
+            made.append(self._resample(part, features, once=len(parts) == 1))
         if len(made) == 1:
             return Video(*made[0])
         return Video(torch.cat([latents for latents, _ in made]), torch.cat([embedding for _, embedding in made]))

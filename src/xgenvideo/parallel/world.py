@@ -6,7 +6,7 @@ replica into one share for each of its ranks, in the order of `Layout.pair_rank`
 
 import datetime
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from xgenvideo.config import LayoutConfig
 from xgenvideo.errors import TrainError
 from xgenvideo.parallel.layout import Layout, Place
+from xgenvideo.parallel.phases import Phases
 
 AXES = ("pipeline", "replicate", "shard", "tensor")
 STEP_SECONDS = 600.0
@@ -36,13 +37,16 @@ class Groups:
 
 @dataclass(frozen=True, eq=False)
 class World:
-    """This rank, how many there are, the device that it computes on, and the layout that they make up."""
+    """This rank, how many there are, the device that it computes on, the layout that they make up, and the `phases` of
+    its step.
+    """
 
     rank: int
     size: int
     device: torch.device
     layout: Layout = ALONE
     groups: Groups | None = None
+    phases: Phases = field(default_factory=Phases)
 
     def __repr__(self) -> str:
         return f"World(rank={self.rank}/{self.size}, {self.place}, {self.device})"
@@ -165,7 +169,8 @@ def _gather_uneven(rows: Tensor, most: int, ranks: int, group: dist.ProcessGroup
 
 def single_process() -> World:
     """The world of a process that was not launched as one of many; its device is the first GPU where there is one."""
-    return World(rank=0, size=1, device=torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"))
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    return World(rank=0, size=1, device=device, phases=Phases(device))
 
 
 def launched_size() -> int:
@@ -214,7 +219,7 @@ def lay_out(config: LayoutConfig, rank: int, size: int, device: torch.device) ->
         mesh.get_group("pipeline"),
         mesh.get_group("tensor"),
     )
-    return World(rank, size, device, layout, groups)
+    return World(rank, size, device, layout, groups, Phases(device))
 
 
 def leave_world() -> None:

@@ -8,6 +8,7 @@ from xgenvideo.config import (
     OptimizerConfig,
     ResamplerConfig,
     RunConfig,
+    SafetyConfig,
     TrainConfig,
     VisionConfig,
 )
@@ -47,4 +48,5 @@ def video_30b() -> RunConfig:
         train=TrainConfig(
             steps=73_242, global_batch_pairs=2048, precision="bf16", save_every_steps=1000, keep_checkpoints=3
         ),
+        safety=SafetyConfig(failed_saves_allowed=2, spike_factor=1.5),
     )

@@ -22,7 +22,7 @@ class Log:
     def __init__(self, out: Path, start: int, steps: int, quiet: bool) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only training needs it
 
-        self._quiet, self._steps = quiet, steps
+        self._out, self._quiet, self._steps = out, quiet, steps
         keep_until(out / METRICS, start)
         self._file: TextIO = (out / METRICS).open("a", encoding="utf-8")
         sync_folder(out)
@@ -57,6 +57,13 @@ class Log:
             figures = ", ".join(f"{name} {row[name]:.4g}" for name in shown if row.get(name) is not None)
             self.say(f"step {row['step']}/{self._steps}: {figures}")
 
+    def back_to(self, step: int) -> None:
+        """Cut what was logged after `step`, which will be done again."""
+        self._file.close()
+        keep_until(self._out / METRICS, step)
+        self._file = (self._out / METRICS).open("a", encoding="utf-8")
+        self._progress.update(self._task, completed=step)
+
     def say(self, text: str) -> None:
         """Tell the person at the terminal something; nothing when quiet."""
         say(text, self._quiet)
@@ -79,6 +86,9 @@ class Silent:
         """Nothing."""
 
     def write(self, row: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def back_to(self, step: int) -> None:
         """Nothing."""
 
     def say(self, text: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from xgenvideo import config as configs
-from xgenvideo.checkpoint import Lease, Ranks, save, sweep, take_lease
+from xgenvideo.checkpoint import Lease, Ranks, sweep, take_lease
 from xgenvideo.checkpoint.run import CHECKPOINTS, TOKENIZER
 from xgenvideo.checkpoint.save import replace_synced
 from xgenvideo.config import RunConfig
@@ -25,14 +25,19 @@ from xgenvideo.errors import ConfigError, NotReady, TrainError
 from xgenvideo.models.video_lm import VideoLM
 from xgenvideo.models.vision import encoder_hash
 from xgenvideo.parallel.engine import build_engine
+from xgenvideo.parallel.health import check_weights, slowest
 from xgenvideo.parallel.layout import check_layout
+from xgenvideo.parallel.watchdog import Watchdog
 from xgenvideo.parallel.world import World, join_world, launched_size, leave_world
+from xgenvideo.train.cadence import Cadence
+from xgenvideo.train.keeper import Keeper
 from xgenvideo.train.log import Log, Silent, read_metrics, say
 from xgenvideo.train.metrics import Meter, Metrics, Peak, machine_peak, peak_rss_mb, row_of
 from xgenvideo.train.optimizer import build_optimizer
-from xgenvideo.train.resume import Training, file_sha256, find_checkpoint, restore, snapshot_of
+from xgenvideo.train.resume import Training, file_sha256, find_checkpoint, restore
+from xgenvideo.train.spikes import Spikes
 from xgenvideo.train.step import training_step
-from xgenvideo.train.stop import StopSignals
+from xgenvideo.train.stop import STOPPED, StopSignals
 
 MOST_SKIPPED_IN_A_ROW = 10
 FEATURES = ".features"
@@ -76,10 +81,11 @@ class TrainSummary:
 def train(config: RunConfig, out: Path, quiet: bool = False) -> TrainSummary:
     """Train in the run folder `out` to `train.steps` (or `train.stop_after_steps`) steps, from wherever it stands.
 
-    After SIGINT or SIGTERM the step ends, is saved, and SystemExit is raised with 130 or 143. Raises ConfigError,
-    NotReady (evaluation while training), DataError, CheckpointError, TrainError (folder in use, no finite step).
+    After a signal or the wall-clock limit the step ends, is saved, and SystemExit is raised (train/stop.py). Raises
+    ConfigError, NotReady (evaluation while training), DataError, CheckpointError, TrainError (folder in use, no finite
+    step, loss spikes).
     """
-    began = time.perf_counter()
+    began, started = time.perf_counter(), time.monotonic()
     configs.check(config)
     check_layout(config, launched_size())
     if config.train.eval_every_steps:
@@ -96,7 +102,7 @@ def train(config: RunConfig, out: Path, quiet: bool = False) -> TrainSummary:
         peak = machine_peak(world.device, config.train.precision, out / MACHINE)
         told = f"peak: {peak.flops_per_second / 1e12:.3g} TFLOP/s a rank ({peak.source})"
         say(f"{told}; MFU counts causal attention half", quiet)
-        checkpoint = run(training, out, peak, lease, quiet)
+        checkpoint = run(training, out, peak, lease, started, quiet)
         return summarise(training, out, checkpoint, peak, time.perf_counter() - began)
 
 
@@ -158,43 +164,63 @@ def begin(training: Training, out: Path, quiet: bool) -> None:
         say(line, quiet)
     if not first:
         return
+    (out / STOPPED).unlink(missing_ok=True)
     replace_synced(out / "config.json", training.config.to_json().encode())
     replace_synced(out / TOKENIZER, (training.loader.dataset.folder / TOKENIZER).read_bytes())
 
 
-def run(training: Training, out: Path, peak: Peak, lease: Lease | None, quiet: bool) -> Path:
-    """Step, log and save until the end or a signal; returns the newest checkpoint."""
+def run(training: Training, out: Path, peak: Peak, lease: Lease | None, began: float, quiet: bool) -> Path:
+    """Step, log and save until the end or a stop; returns the newest checkpoint."""
     config, world, engine = training.config, training.world, training.engine
-    meter, newest = Meter(config, peak, world.size), training.started_from
-    with StopSignals() as stop, log_of(training, out, quiet) as log:
-        while training.step < last_step(config):
+    meter, cadence = Meter(config, peak, world.size), Cadence(config, world, began)
+    spikes = Spikes(config.safety, training.recent_losses)
+    watchdog = Watchdog(world, config.train.startup_timeout_seconds, config.train.step_timeout_seconds)
+    with (
+        StopSignals() as signals,
+        log_of(training, out, quiet) as log,
+        Keeper(training, out, log, lease) as keeper,
+        watchdog,
+    ):
+        while training.step < cadence.last_step:
             began = time.perf_counter()
             metrics = training_step(config, engine, training.loader, training.optimizer, world, training.step)
             meter.add(metrics, time.perf_counter() - began)
             note(training, metrics, log)
+            keeper.note()
+            if spikes.seen(metrics.loss):
+                keeper.go_back()
+                continue
             if log_due(config, metrics):
                 gates = engine.gates(world)
                 log.write(row_of(metrics, engine.model, gates, meter.take(), training.skipped_steps))
-            stop.agree(world)
-            if stop.caught or training.step % config.train.save_every_steps == 0 or training.step == last_step(config):
-                log.sync()
-                snapshot = snapshot_of(training)
-                newest = save(out / CHECKPOINTS, snapshot, config.train.keep_checkpoints, lease, training.ranks)
-            if stop.caught:
-                log.say(f"{stop.caught.name}: saved {newest}; the same command goes on from there")
-                raise SystemExit(stop.exit_code)
+                name_slow_rank(training, log)
+            every = config.safety.check_weights_every_steps
+            if every and training.step % every == 0:
+                check_weights(engine, world, training.step)
+            due = cadence.after(training.step, signals)
+            if due.save:
+                keeper.save(due.save)
+            if due.stop is not None:
+                log.say(f"{due.stop.reason}: saved {keeper.wait()}; the same command goes on from there")
+                due.stop.leave(out, training.step, world.rank == 0)
+        newest = keeper.wait()
     assert newest is not None, "a run of at least one step has saved"
     return newest
+
+
+def name_slow_rank(training: Training, log: Log | Silent) -> None:
+    """Say which rank the others wait for, if one is much slower than the median."""
+    world, factor = training.world, training.config.safety.slow_rank_factor
+    seconds = world.phases.take()
+    if factor and world.size > 1:
+        slow = slowest(world, seconds, training.config.train.log_every_steps)
+        if slow.ratio > factor:
+            log.say(f"step {training.step}: {slow}")
 
 
 def log_of(training: Training, out: Path, quiet: bool) -> Log | Silent:
     """The first rank writes for all."""
     return Log(out, training.step, training.config.train.steps, quiet) if training.world.rank == 0 else Silent()
-
-
-def last_step(config: RunConfig) -> int:
-    """The step after which this call ends."""
-    return min(config.train.steps, config.train.stop_after_steps or config.train.steps)
 
 
 def log_due(config: RunConfig, metrics: Metrics) -> bool:

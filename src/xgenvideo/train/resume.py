@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from xgenvideo import __version__
 from xgenvideo.checkpoint import Ranks, Snapshot, load, load_into, search
 from xgenvideo.checkpoint.run import CHECKPOINTS, check_encoder
-from xgenvideo.config import LayoutConfig, RunConfig
+from xgenvideo.config import LayoutConfig, RunConfig, SafetyConfig
 from xgenvideo.data.loader import Loader
 from xgenvideo.errors import CheckpointError, ConfigError, TrainError
 from xgenvideo.models.video_lm import VideoLM
@@ -37,6 +37,9 @@ MAY_CHANGE = (
     "train.threads",
     "train.recompute",
     "train.compile",
+    "train.startup_timeout_seconds",
+    "train.step_timeout_seconds",
+    *(f"safety.{spec.name}" for spec in dataclasses.fields(SafetyConfig)),
 )
 # Another layout gives the same losses, unless negatives come from a microbatch alone.
 LAYOUT = tuple(f"layout.{spec.name}" for spec in dataclasses.fields(LayoutConfig))
@@ -44,7 +47,9 @@ LAYOUT = tuple(f"layout.{spec.name}" for spec in dataclasses.fields(LayoutConfig
 
 @dataclass
 class Training:
-    """A run in memory. `step`: optimizer steps done; `skipped_steps`: those that were not finite, all and in a row."""
+    """A run in memory. `step`: optimizer steps done; `skipped_steps`: those that were not finite, all and in a row;
+    `recent_losses` and `rewinds`: of the watch for loss spikes.
+    """
 
     config: RunConfig
     engine: Engine
@@ -57,6 +62,8 @@ class Training:
     step: int = 0
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
+    recent_losses: list[float] = field(default_factory=list)
+    rewinds: int = 0
     started_from: Path | None = None
 
     @property
@@ -65,8 +72,10 @@ class Training:
         return self.engine.model
 
 
-def snapshot_of(training: Training) -> Snapshot:
-    """Everything that the next step depends on. The frozen encoder and the dataset are named, not saved."""
+def snapshot_of(training: Training, ledger: dict[str, int] | None = None) -> Snapshot:
+    """Everything that the next step depends on, and where the `ledger` stands. The frozen encoder and the dataset are
+    named, not saved.
+    """
     tensors = {
         "model": model_tensors(training.engine.pieces),
         "optimizer": optimizer_tensors(training.engine.pieces, training.optimizer),
@@ -75,6 +84,8 @@ def snapshot_of(training: Training) -> Snapshot:
         "loader": training.loader.state(),
         "skipped_steps": training.skipped_steps,
         "skipped_in_a_row": training.skipped_in_a_row,
+        "recent_losses": list(training.recent_losses),
+        "ledger": ledger or {},
         "dataset_fingerprint": training.loader.dataset.fingerprint,
         "encoder_hash": training.encoder_hash,
         "tokenizer_sha256": training.tokenizer_sha256,
@@ -110,6 +121,7 @@ def restore(training: Training, path: Path) -> list[str]:
         restore_random(own)
     training.step, training.started_from = snapshot.step, path
     training.skipped_steps, training.skipped_in_a_row = state["skipped_steps"], state["skipped_in_a_row"]
+    training.recent_losses[:] = state.get("recent_losses", [])
     return notes(snapshot, training)
 
 

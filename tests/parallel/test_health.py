@@ -1,0 +1,39 @@
+"""Ranks that hold other weights than they should, or that are slow, are named."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from xgenvideo.parallel.health import differing
+
+SCRIPT = Path(__file__).parent / "differing_weights.py"
+
+
+def test_a_flipped_bit_names_its_rank_and_part(tmp_path: Path) -> None:
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(rank), "3", str(tmp_path / "store")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        for rank in range(3)
+    ]
+    told = [rank.communicate(timeout=100) for rank in ranks]
+    assert not any(rank.returncode for rank in ranks), told
+    for out, _ in told:
+        alike, encoder, decoder, slow = json.loads(out.splitlines()[-1])
+        assert alike == ""
+        assert "step 7" in encoder
+        assert "(rank 1: the frozen encoder)" in encoder
+        assert "(rank 2: the decoder)" in decoder
+        assert slow.startswith("rank 1 is slow: 5.500 s of its own work a step, the median rank 1.000 s")
+
+
+def test_without_a_majority_every_rank_is_named() -> None:
+    assert differing({0: 5, 1: 5, 2: 5}) == []
+    assert differing({0: 5, 1: 6, 2: 5}) == [1]
+    assert differing({0: 5, 1: 6}) == [0, 1]
