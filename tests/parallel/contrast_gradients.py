@@ -60,10 +60,12 @@ def plain_gradients(config: RunConfig) -> Gradients:
     pools = [slice(0, pairs)] if whole else [slice(at, at + microbatch) for at in range(0, pairs, microbatch)]
     losses = [loss(video[pool], text[pool], model.logit_scale, batch.caption_group[pool]) for pool in pools]
     (config.objective.contrastive_weight * torch.stack(losses).mean()).backward()
-    found = {piece.name: piece.local.grad for piece in engine.pieces}
-    return {
-        name: engine.model.get_parameter(name).new_zeros(()) if grad is None else grad for name, grad in found.items()
-    }
+    return {piece.name: gradient_of(piece) for piece in engine.pieces}
+
+
+def gradient_of(piece: Piece) -> Tensor:
+    """What `piece` of this rank has as gradient; zero where no loss reaches it."""
+    return torch.zeros_like(piece.local.detach()) if piece.local.grad is None else piece.local.grad
 
 
 def rank_main(rank: int, config: RunConfig, folder: str) -> None:
@@ -79,8 +81,7 @@ def rank_main(rank: int, config: RunConfig, folder: str) -> None:
     def keep(pieces: list[Piece], limit: float, world: World) -> Tensor:
         for piece in pieces:
             piece.take_gradient()
-            gradient = torch.zeros_like(piece.local) if piece.local.grad is None else piece.local.grad
-            part = piece.like(gradient.detach())
+            part = piece.like(gradient_of(piece))
             own[piece.name] = part.full_tensor() if isinstance(part, DTensor) else part.clone()
         return torch.tensor(torch.nan)  # not finite: the step ends here
 

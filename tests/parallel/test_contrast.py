@@ -17,7 +17,7 @@ Differences = dict[str, dict[str, float]]
 
 @pytest.fixture(scope="module")
 def differences() -> Differences:
-    """Largest relative difference of a tensor's gradient by case; in a process of its own, whose forks are the ranks."""
+    """Largest relative difference of a tensor's gradient, by case; the ranks are forks of a process of its own."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(SCRIPT), *(f"{layout}/global" for layout in LAYOUTS), ANOTHER]
     done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False, env=environment)

@@ -51,6 +51,10 @@ def _check_model(model: ModelConfig) -> None:
     )
     weights = vision.weights
     kind, _, seed = weights.partition(":")
+    if vision.convolutional:
+        for name, needed in (("width", 1280), ("patch", 32)):
+            found = getattr(vision, name)
+            _rule(found == needed, f"model.vision.{name}", found, f"is of another encoder than {weights}", [needed])
     known = (kind == "random" and seed.isdigit()) or weights == "builtin:tiny" or (kind not in ("random", "builtin"))
     _rule(known and bool(weights), "model.vision.weights", weights, "no such weights", _WEIGHTS)
     _rule(resampler.width % 2 == 0, "model.resampler.width", resampler.width, "must be even (sines and cosines)")
@@ -73,7 +77,7 @@ def _check_model(model: ModelConfig) -> None:
     )
 
 
-_WEIGHTS = ("random:SEED", "builtin:tiny", "a folder on disk")
+_WEIGHTS = ("random:SEED", "builtin:tiny", "efficientnet-lite0", "a folder on disk")
 TIMES = ("real", "slot")
 RECOMPUTE = ("none", "selective", "full")
 SPLIT_BACKWARD = ("zero_bubble", "zbv")

@@ -5,10 +5,16 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+EFFICIENTNET = "efficientnet-lite0"
+
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """The frozen encoder, a CLIP-style pre-norm ViT. `weights`: "random:SEED", "builtin:tiny" or a folder on disk."""
+    """The frozen encoder, a CLIP-style pre-norm ViT. `weights`: "random:SEED", "builtin:tiny" or a folder on disk.
+
+    "efficientnet-lite0" takes EfficientNet-Lite0's real features instead (extra `curate`): width 1280, patch 32; depth,
+    heads and mlp then mean nothing.
+    """
 
     width: int
     depth: int
@@ -17,6 +23,11 @@ class VisionConfig:
     patch: int
     image_size: int
     weights: str = "random:0"
+
+    @property
+    def convolutional(self) -> bool:
+        """Whether it is EfficientNet-Lite0 and no ViT."""
+        return self.weights == EFFICIENTNET
 
     @property
     def patches(self) -> int:

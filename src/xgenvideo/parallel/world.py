@@ -13,13 +13,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from xgenvideo.config import LayoutConfig
+from xgenvideo.config import LayoutConfig, TrainConfig
 from xgenvideo.errors import TrainError
 from xgenvideo.parallel.layout import Layout, Place
+from xgenvideo.parallel.meeting import meet
 from xgenvideo.parallel.phases import Phases
 
 AXES = ("pipeline", "replicate", "shard", "tensor")
-STEP_SECONDS = 600.0
 ALONE = Layout(1, 1, 1)
 
 
@@ -178,10 +178,15 @@ def launched_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def join_world(config: LayoutConfig, timeout_seconds: float = STEP_SECONDS) -> World:
+def join_world(
+    config: LayoutConfig,
+    startup_seconds: float = TrainConfig.startup_timeout_seconds,
+    step_seconds: float = TrainConfig.step_timeout_seconds,
+) -> World:
     """Meet the other ranks that torchrun started and lay out the mesh; alone, `single_process`.
 
-    Raises TrainError when the others do not come in time.
+    The seconds are train.startup_timeout_seconds and train.step_timeout_seconds: ranks meet within the first, and no
+    collective waits longer than the longer of both. Raises what `meet` raises.
     """
     if launched_size() == 1:
         return single_process()
@@ -190,13 +195,13 @@ def join_world(config: LayoutConfig, timeout_seconds: float = STEP_SECONDS) -> W
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
+    store = meet(rank, size, startup_seconds)
+    longest = datetime.timedelta(seconds=max(startup_seconds, step_seconds))
     try:
-        dist.init_process_group(
-            "cuda:nccl,cpu:gloo" if cuda else "gloo", timeout=datetime.timedelta(seconds=timeout_seconds)
-        )
+        backend = "cuda:nccl,cpu:gloo" if cuda else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=longest)
     except (RuntimeError, ValueError) as error:
-        cure = "start as many ranks as layout.tensor x layout.pipeline x layout.data, all with the same rendezvous"
-        raise TrainError(f"rank {rank} of {size} met no others in time ({error}); {cure}") from error
+        raise TrainError(f"rank {rank} of {size} met the others but cannot reach them ({error})") from error
     return lay_out(config, rank, size, device)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from xgenvideo.config import DecoderConfig, ModelConfig, ResamplerConfig, RunConfig, VisionConfig
 
 BACKWARD_AND_FORWARD = 3  # one forward, one product for the input's gradient, one for the weight's
+EFFICIENTNET_PATCH_FLOPS = 15_669_696.0  # EfficientNet-Lite0, for each 32 x 32 pixels
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ def pair_forward(model: ModelConfig, text_tokens: int, frames: float) -> PairFor
 
 def frame_flops(vision: VisionConfig) -> float:
     """One frame through the vision tower: patch convolution, then `depth` layers over patches and the class token."""
+    if vision.convolutional:
+        return EFFICIENTNET_PATCH_FLOPS * vision.patches
     w, tokens = vision.width, vision.patches + 1
     convolution = 2 * vision.patches * 3 * vision.patch**2 * w
     layer = 2 * tokens * (4 * w * w + 2 * w * vision.mlp) + 4 * tokens * tokens * w

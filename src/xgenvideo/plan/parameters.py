@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from xgenvideo.config import DecoderConfig, ModelConfig, ResamplerConfig, VisionConfig
 
+EFFICIENTNET_PARAMETERS = 3_371_008  # EfficientNet-Lite0 without its classifier
+
 
 @dataclass(frozen=True)
 class Parameters:
@@ -73,6 +75,8 @@ def norms_and_projections_parameters(model: ModelConfig) -> int:
 
 def encoder_parameters(vision: VisionConfig) -> int:
     """CLIP vision tower: class token, patch convolution without bias, positions, outer norms, layers with biases."""
+    if vision.convolutional:
+        return EFFICIENTNET_PARAMETERS
     w = vision.width
     attention = 4 * (w * w + w)
     mlp = 2 * w * vision.mlp + vision.mlp + w

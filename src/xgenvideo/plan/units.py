@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from xgenvideo.config import DecoderConfig, ModelConfig, ResamplerConfig, VisionConfig
+from xgenvideo.plan.flops import frame_flops
 from xgenvideo.plan.hardware import Cluster
 from xgenvideo.plan.kernels import BF16_BYTES, all_reduce, attention, matmul, memory_pass
 from xgenvideo.plan.layer import BACKWARD_PASSES, Batch, LayerShape, LayerTime, Software, layer_time, passed_bytes
@@ -104,8 +105,12 @@ def _cross_block(model: ModelConfig, work: Work) -> LayerTime:
 
 def encoder_seconds(vision: VisionConfig, work: Work) -> float:
     """Forward of the frozen encoder over one pair's frames, all in one batch, on one GPU."""
+    cluster, rates = work.cluster, work.rates
+    if vision.convolutional:  # as one product of its FLOPs; its convolutions are slower
+        inner = frame_flops(vision) / (2 * vision.patches * vision.width)
+        return matmul(cluster, rates, work.frames * vision.patches, vision.width, inner)
     w, tokens = vision.width, vision.patches + 1
-    rows, cluster, rates = work.frames * tokens, work.cluster, work.rates
+    rows = work.frames * tokens
     products = ((3 * w, w), (w, w), (vision.mlp, w), (w, vision.mlp))
     linear = sum(matmul(cluster, rates, rows, columns, inner) for columns, inner in products)
     scores, _ = attention(cluster, rates, work.software.attention, rows, tokens, w, vision.heads, causal=False)

@@ -17,7 +17,7 @@ def tiny() -> RunConfig:
     """Train on generated clips on a laptop.
 
     Command:  xgv demo (the whole journey), or xgv train tiny data.shards=FOLDER --out runs/tiny
-    Cost:     about 6 minutes of training on 2 cores (1,200 steps, as the demonstration takes).
+    Cost:     about 6 minutes of training on 2 cores (1,050 steps, as the demonstration takes).
     Expected: see runs/demo/summary.json of `xgv demo`.
     """
     return RunConfig(
