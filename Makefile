@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo planner-report parity test check bench bench-infer lock format clean
+.PHONY: setup demo planner-report parity chaos test check bench bench-infer lock format clean
 
 setup: $(STAMP)
 
@@ -33,6 +33,10 @@ check: $(STAMP)
 
 planner-report: $(STAMP)
 	$(BIN)/python bench/planner_report.py $(ARGS)
+
+# A hundred kills and every other fault on runs of the tiny model; about 20 minutes.
+chaos: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/xgv chaos tiny --out runs/chaos --json bench/results/chaos.json $(ARGS)
 
 parity: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python bench/parity.py $(ARGS)

@@ -17,6 +17,7 @@ def run(parsed: argparse.Namespace) -> None:
     verbs: dict[str, Callable[[argparse.Namespace], None]] = {
         "audit": audit,
         "calibrate": calibrate,
+        "chaos": chaos,
         "checkpoints": checkpoints,
         "curate": curate,
         "demo": demo,
@@ -231,6 +232,26 @@ def audit(parsed: argparse.Namespace) -> None:
 
     for line in audit_folder(Path(parsed.folder)):
         print(line)
+
+
+def chaos(parsed: argparse.Namespace) -> None:
+    """Hurt runs and say which promises held; exit code 1 when one did not."""
+    from xgenvideo.train.chaos import run_chaos
+    from xgenvideo.train.chaos.campaign import KNOWN
+
+    faults = [name for name in parsed.faults.split(",") if name] or KNOWN
+    try:
+        processes = [int(number) for number in parsed.processes.split(",")]
+    except ValueError as error:
+        raise ConfigError("--processes", parsed.processes, "must be numbers of ranks, as 1,2,4") from error
+    found = run_chaos(_config(parsed), Path(parsed.out), parsed.kills, processes, faults, parsed.seed, _note)
+    if parsed.json:
+        Path(parsed.json).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    _print_json({name: value for name, value in found.items() if name != "faults"})
+    for verdict in found["faults"]:
+        print(f"{'held  ' if verdict['held'] else 'BROKEN'}  {verdict['fault']}: {verdict['promise_in_words']}")
+    if not found["held"]:
+        raise SystemExit(1)
 
 
 def checkpoints(parsed: argparse.Namespace) -> None:

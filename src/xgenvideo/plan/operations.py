@@ -84,12 +84,12 @@ def checkpoints(config: RunConfig, gpus: int, step_seconds: float) -> Checkpoint
     )
 
 
-def goodput(stall: float, write: float, failure: float, interval: float) -> float:
+def goodput(stall: float, write: float, failure: float, interval: float, restart: float = RESTART_SECONDS) -> float:
     """Share of time that trains for good: less stalls, less what a failure undoes (half an interval, write, restart).
 
     All in seconds; `failure` is the mean time between failures of the whole machine.
     """
-    lost = RESTART_SECONDS + write + interval / 2
+    lost = restart + write + interval / 2
     return interval / (interval + stall) * max(0.0, failure / (failure + lost))
 
 

@@ -4,6 +4,7 @@ Run: xgv train RECIPE data.shards=DATASET --out RUN, and the same line again to 
 """
 
 import contextlib
+import errno
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -102,7 +103,8 @@ def train(config: RunConfig, out: Path, quiet: bool = False) -> TrainSummary:
         peak = machine_peak(world.device, config.train.precision, out / MACHINE)
         told = f"peak: {peak.flops_per_second / 1e12:.3g} TFLOP/s a rank ({peak.source})"
         say(f"{told}; MFU counts causal attention half", quiet)
-        checkpoint = run(training, out, peak, lease, started, quiet)
+        with writable(out):
+            checkpoint = run(training, out, peak, lease, started, quiet)
         return summarise(training, out, checkpoint, peak, time.perf_counter() - began)
 
 
@@ -243,6 +245,18 @@ def note(training: Training, metrics: Metrics, log: Log | Silent) -> None:
     if training.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
         cure = "lower optimizer.lr, or train.precision=fp32, and run again from the last checkpoint"
         raise TrainError(f"{training.skipped_in_a_row} steps in a row were not finite ({what}); {cure}")
+
+
+@contextlib.contextmanager
+def writable(out: Path) -> Iterator[None]:
+    """A log or a ledger that cannot be written is one sentence. Raises TrainError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+            raise
+        cure = "free some space or mend the disk, then run again: the checkpoints are as they were"
+        raise TrainError(f"--out {out}: cannot be written ({error}); {cure}") from error
 
 
 @contextlib.contextmanager
