@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo planner-report parity chaos test check bench bench-infer lock format clean
+.PHONY: setup demo planner-report parity chaos test check bench bench-checkpoints bench-infer bench-placement lock format clean
 
 setup: $(STAMP)
 
@@ -43,6 +43,12 @@ parity: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python bench/startup.py
+
+bench-placement: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python bench/placement.py $(ARGS)
+
+bench-checkpoints: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python bench/checkpoints.py $(ARGS)
 
 bench-infer: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python bench/infer.py

@@ -69,6 +69,7 @@ def test_verbs() -> None:
         [
             "audit",
             "calibrate",
+            "chaos",
             "checkpoints",
             "curate",
             "demo",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parent / "joining_rank.py"
-NOBODY, SECONDS = 99, 2
+SECONDS = 2
 
 
 def joined(missing: int, share_store: bool) -> tuple[int, list[str], float]:
@@ -31,16 +31,14 @@ def joined(missing: int, share_store: bool) -> tuple[int, list[str], float]:
 
 @pytest.mark.parametrize("share_store", [True, False])
 def test_a_missing_rank_is_named_once_and_the_others_end(share_store: bool) -> None:
-    whole = joined(NOBODY, share_store)
-    assert whole[:2] == (0, [])
     code, told, seconds = joined(2, share_store)
     assert code != 0
     [line] = told
-    assert line.startswith(
-        f"told by rank 0: train.startup_timeout_seconds = {SECONDS}: rank 2 of 3 did not come in time"
+    expected = (
+        f"told by rank 0: train.startup_timeout_seconds = {SECONDS}: rank 2 of 3 did not come in time; start every"
     )
-    # Beside the timeout: what torchrun and three ranks take anyway, and torchrun's killing of the sleeper.
-    assert seconds < whole[2] + SECONDS + 10
+    assert line.startswith(expected)
+    assert seconds < SECONDS + 40, "far below the minutes that torch itself waits, on a busy machine too"
 
 
 def test_without_the_first_rank_the_others_name_it() -> None:
@@ -48,3 +46,14 @@ def test_without_the_first_rank_the_others_name_it() -> None:
     assert code != 0
     assert told
     assert all("train.startup_timeout_seconds = 2: rank 0 of 3 has not come to" in line for line in told)
+
+
+def test_ranks_that_do_not_fit_the_layout_are_told_once_under_torchrun(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "xgenvideo"]
+    command += ["train", "tiny", "layout.pipeline=3", "layout.microbatch_pairs=1", "--out", str(tmp_path / "run")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    assert done.returncode != 0
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("xgv train")]
+    assert "layout.tensor x layout.pipeline x layout.data = 1 x 3 x 1 = 3 ranks, 2 are there" in line
+    assert not (tmp_path / "run").exists()

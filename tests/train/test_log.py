@@ -10,6 +10,7 @@ import torch
 from xgenvideo.config import RunConfig
 from xgenvideo.models.video_lm import VideoLM
 from xgenvideo.plan.flops import training_flops
+from xgenvideo.train.hardware import extra_flops
 from xgenvideo.train.log import Log, keep_until, read_metrics
 from xgenvideo.train.metrics import Meter, Metrics, Peak, machine_peak, row_of
 
@@ -46,6 +47,9 @@ def test_mfu_is_the_planners_flops_over_the_peak(small_config: RunConfig) -> Non
     rates = meter.take()
     flops = training_flops(small_config, 8, 128, 16, 0)
     assert rates["mfu"] == pytest.approx(2 * flops.total / 2.0 / 1e9)
+    assert rates["mfu_full_square"] == pytest.approx(2 * flops.total_quadratic / 2.0 / 1e9)
+    assert rates["hfu"] == pytest.approx(2 * (flops.total_quadratic + extra_flops(small_config, 128, 16)) / 2.0 / 1e9)
+    assert rates["mfu"] < rates["mfu_full_square"] < rates["hfu"]
     assert (rates["pairs_per_second"], rates["tokens_per_second"], rates["seconds_per_step"]) == (8, 100, 1)
     meter.add(STEP, 4.0)
     assert meter.take()["seconds_per_step"] == 4

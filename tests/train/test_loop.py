@@ -27,7 +27,7 @@ from xgenvideo import config
 from xgenvideo.train.loop import train
 train(config.load(Path(sys.argv[1])), Path(sys.argv[2]), quiet=True)
 """
-CLOCK = ("seconds_per_step", "tokens_per_second", "pairs_per_second", "mfu", "peak_rss_mb")
+CLOCK = ("seconds_per_step", "tokens_per_second", "pairs_per_second", "mfu", "mfu_full_square", "hfu", "peak_rss_mb")
 
 
 def final_tensors(out: Path) -> dict[str, torch.Tensor]:

@@ -15,21 +15,24 @@ from xgenvideo.checkpoint.lease import Lease
 from xgenvideo.checkpoint.load import verify_together
 from xgenvideo.checkpoint.plan import SavePlans, signature
 from xgenvideo.checkpoint.ranks import Ranks
+from xgenvideo.checkpoint.remote import push
 from xgenvideo.checkpoint.retention import retain
 from xgenvideo.checkpoint.save import Staged, stage, write_staged
 from xgenvideo.checkpoint.snapshot import PERMANENT, Snapshot, flat_tensors, step_folders
-from xgenvideo.errors import CheckpointError
+from xgenvideo.errors import CheckpointError, XGenVideoError
 
 
 @dataclass(frozen=True)
 class Retention:
     """How many permanent checkpoints stay (at least 2 do), and how many saves in a row may fail before it is an error.
 
+    `copy_to`: a folder or URL that gets a copy of every checkpoint; a copy that fails is told and changes nothing.
     With `failures_allowed` = 0 a save that fails ends the run; with more the run goes on, less safe, and says so.
     """
 
     keep: int = 2
     failures_allowed: int = 0
+    copy_to: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,14 @@ class Saved:
     scrub_seconds: float
     removed: tuple[Path, ...] = ()
     spoilt: dict[Path, str] = field(default_factory=dict)
+    copied: str = ""
 
     def __str__(self) -> str:
         if self.path is None:
             return f"step {self.step}: not saved: {self.reason}"
         told = f"{self.path}: {self.kind}, {self.bytes / 1e6:.1f} MB of this rank in {self.write_seconds:.2f} s"
         told = f"{told}, training waited {self.stall_seconds:.3f} s, read back in {self.scrub_seconds:.2f} s"
+        told = f"{told}, {self.copied}" if self.copied else told
         return "; ".join([told, *(f"SPOILT ON DISK: {reason}" for reason in self.spoilt.values())])
 
 
@@ -122,9 +127,10 @@ class Saver:
             return Saved(staged.step, staged.kind, None, str(error), staged.plans.bytes, stall, wrote, 0.0)
         written = time.perf_counter()
         spoilt = self._scrub(path)
-        removed: list[Path] = []
+        removed, copied = list[Path](), ""
         if self.ranks.rank == 0:
             removed = retain(self.folder, self.retention.keep, self._verified)
+            copied = self._copy(path)
         return Saved(
             step=staged.step,
             kind=staged.kind,
@@ -136,7 +142,17 @@ class Saver:
             scrub_seconds=time.perf_counter() - written,
             removed=tuple(removed),
             spoilt=spoilt,
+            copied=copied,
         )
+
+    def _copy(self, path: Path) -> str:
+        """Copy the new checkpoint to `copy_to`, if there is one; what to tell of it."""
+        if not self.retention.copy_to:
+            return ""
+        try:
+            return f"copied to {push(path, self.retention.copy_to)}"
+        except XGenVideoError as error:
+            return f"NOT COPIED: {error}"
 
     def _scrub(self, path: Path) -> dict[Path, str]:
         """Read back the new checkpoint and one older, in turn, from disk, with all ranks; what is spoilt and why."""

@@ -80,6 +80,7 @@ def _add_train_verbs(verb: "argparse._SubParsersAction[argparse.ArgumentParser]"
     checkpoints.add_argument("run", metavar="RUN")
     checkpoints.add_argument("--prune", action="store_true", help="remove what retention no longer needs")
     checkpoints.add_argument("--keep", type=int, metavar="K", help="permanent ones to keep (default: as the run does)")
+    checkpoints.add_argument("--pull", metavar="URL", help="bring verified checkpoints from a copy (safety.copy_to)")
     chaos = verb.add_parser("chaos", help="hurt runs of a recipe's model: kills, hangs, damage; a verdict a promise")
     chaos.add_argument("recipe", metavar="RECIPE")
     chaos.add_argument("overrides", nargs="*", metavar="section.field=value")

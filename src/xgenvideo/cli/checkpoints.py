@@ -31,6 +31,15 @@ def prune(run: Path, keep: int | None) -> list[Path]:
         return retain(folder, kept)
 
 
+def bring(run: Path, url: str) -> list[Path]:
+    """Bring the copies that the run does not have. Raises TrainError while a job uses the run."""
+    from xgenvideo.checkpoint import take_lease
+    from xgenvideo.checkpoint.remote import pull
+
+    with take_lease(run):
+        return pull(url, run / "checkpoints")
+
+
 def _folder(run: Path) -> Path:
     folder = run / "checkpoints"
     if not folder.is_dir():

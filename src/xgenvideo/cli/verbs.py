@@ -255,10 +255,13 @@ def chaos(parsed: argparse.Namespace) -> None:
 
 
 def checkpoints(parsed: argparse.Namespace) -> None:
-    """List a run's checkpoints, every byte read back; with --prune remove what retention no longer needs."""
-    from xgenvideo.cli.checkpoints import list_checkpoints, prune
+    """List a run's checkpoints, every byte read back; with --pull bring copies, with --prune remove what may go."""
+    from xgenvideo.cli.checkpoints import bring, list_checkpoints, prune
 
     run = Path(parsed.run)
+    if parsed.pull:
+        for path in bring(run, parsed.pull):
+            _note(f"brought {path}")
     if parsed.prune:
         for path in prune(run, parsed.keep):
             _note(f"removed {path}")

@@ -154,7 +154,8 @@ def _check_optimizer(optimizer: OptimizerConfig) -> None:
 def _check_safety(safety: SafetyConfig) -> None:
     for spec in dataclasses.fields(safety):
         value = getattr(safety, spec.name)
-        _rule(value >= 0, f"safety.{spec.name}", value, "must be 0 or more; 0 switches it off")
+        if spec.name != "copy_to":
+            _rule(value >= 0, f"safety.{spec.name}", value, "must be 0 or more; 0 switches it off")
     for name in ("spike_factor", "slow_rank_factor"):
         value = getattr(safety, name)
         _rule(value == 0 or value > 1, f"safety.{name}", value, "must be more than 1, or 0 to switch it off")

@@ -158,6 +158,7 @@ class TrainConfig:
     decoder block is made again in the backward instead of kept: "none", "selective" (all but matrix products and
     attention) or "full". `compile`: torch.compile for each decoder block. A job whose ranks do not meet and end their
     first step within `startup_timeout_seconds`, or any later one within `step_timeout_seconds`, has hung and ends.
+    `wandb_project`: the W&B project that logs the run too, beside metrics.jsonl and TensorBoard; "" for none.
     """
 
     steps: int
@@ -174,6 +175,7 @@ class TrainConfig:
     compile: bool = False
     startup_timeout_seconds: float = 1800.0
     step_timeout_seconds: float = 600.0
+    wandb_project: str = ""
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,8 @@ class SafetyConfig:
     """What a run does against its failures; 0 switches a thing off.
 
     `save_every_minutes`: ephemeral checkpoints between those of train.save_every_steps. `failed_saves_allowed`: so many
-    saves in a row may fail before the run ends. `wall_clock_minutes`: after so long the run saves and ends.
+    saves in a row may fail before the run ends. `copy_to`: a folder or URL (fsspec) for copies of checkpoints.
+    `wall_clock_minutes`: after so long the run saves and ends.
     `spike_factor`: a loss over so many times the median of the last `spike_window` steps goes back to the newest
     checkpoint and passes over the batches since, at most `spike_rewinds` times. `check_weights_every_steps`: compare
     what ranks hold alike. `slow_rank_factor`: name the rank whose own work takes so many times the median.
@@ -189,6 +192,7 @@ class SafetyConfig:
 
     save_every_minutes: float = 20.0
     failed_saves_allowed: int = 0
+    copy_to: str = ""
     wall_clock_minutes: float = 0.0
     spike_factor: float = 0.0
     spike_window: int = 50

@@ -5,7 +5,7 @@ import datetime
 import os
 import platform
 
-import torch.distributed as dist
+from torch._C._distributed_c10d import Store, TCPStore  # torch.distributed has them too, without their types
 
 from xgenvideo.errors import TrainError
 
@@ -14,7 +14,7 @@ SETTING = "train.startup_timeout_seconds"
 CURE = "start every rank with the same rendezvous, see to its machine, or allow more time"
 
 
-def meet(rank: int, size: int, seconds: float) -> dist.Store:
+def meet(rank: int, size: int, seconds: float) -> Store:
     """The job's store, once all `size` ranks have called in there within `seconds`.
 
     Otherwise the first rank raises TrainError, which names those that did not come, and the others end with exit code 1
@@ -23,7 +23,7 @@ def meet(rank: int, size: int, seconds: float) -> dist.Store:
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     try:
-        store = dist.TCPStore(
+        store = TCPStore(
             address,
             port,
             is_master=rank == 0 and not agent,
@@ -50,7 +50,7 @@ def meet(rank: int, size: int, seconds: float) -> dist.Store:
     return store
 
 
-def call_roll(store: dist.Store, size: int) -> str:
+def call_roll(store: Store, size: int) -> str:
     """The first rank's part: wait for all, tell the others who is missing, and return it: "" or "rank 3, rank 7"."""
     with contextlib.suppress(RuntimeError):
         store.wait([_called(rank) for rank in range(size)])

@@ -20,6 +20,7 @@ from torch.distributed.pipelining import (
 
 from xgenvideo.config import RunConfig
 from xgenvideo.parallel.stage import TextStage
+from xgenvideo.parallel.waiting import Waiting
 from xgenvideo.parallel.world import World
 from xgenvideo.plan.pipeline import rank_of
 
@@ -29,6 +30,27 @@ MULTI = {
     "zero_bubble": ScheduleInterleavedZeroBubble,
     "zbv": ScheduleZBVZeroBubble,
 }
+
+
+class TimedStage(PipelineStage):
+    """A stage that tells `waiting` when it computes; what remains of the schedule's time is the measured bubble."""
+
+    waiting: Waiting
+
+    def forward_one_chunk(self, *arguments: Any, **keywords: Any) -> Any:
+        """As PipelineStage's."""
+        with self.waiting.computing():
+            return super().forward_one_chunk(*arguments, **keywords)
+
+    def backward_one_chunk(self, *arguments: Any, **keywords: Any) -> Any:
+        """As PipelineStage's."""
+        with self.waiting.computing():
+            return super().backward_one_chunk(*arguments, **keywords)
+
+    def backward_weight_one_chunk(self, *arguments: Any, **keywords: Any) -> Any:
+        """As PipelineStage's."""
+        with self.waiting.computing():
+            return super().backward_weight_one_chunk(*arguments, **keywords)
 
 
 class Pipeline:
@@ -50,7 +72,8 @@ class Pipeline:
         index = torch.arange(self.microbatches)
         arguments = (index,) if self.first else ()
         targets = index if self.last else None
-        self.schedule.step(*arguments, target=targets, losses=losses, return_outputs=False, index=index)
+        with self.world.waiting.running():
+            self.schedule.step(*arguments, target=targets, losses=losses, return_outputs=False, index=index)
         if not losses:
             wide = torch.promote_types(stream_dtype(self.config), torch.float32)
             return torch.zeros((), dtype=wide, device=self.world.device)
@@ -64,19 +87,21 @@ class Pipeline:
         """
         embeddings: Tensor | None = None
         sent: list[tuple[dist.Work, Tensor]] = []
-        for stage in self.stages:
-            if not stage.unimodal:
-                continue
-            made = [self._lower(stage, torch.tensor(number), sent) for number in range(self.microbatches)]
-            if stage.embeds_text:
-                embeddings = torch.cat(made)
-        for work, _ in sent:
-            work.wait()
+        with self.world.waiting.running():
+            for stage in self.stages:
+                if not stage.unimodal:
+                    continue
+                made = [self._lower(stage, torch.tensor(number), sent) for number in range(self.microbatches)]
+                if stage.embeds_text:
+                    embeddings = torch.cat(made)
+            for work, _ in sent:
+                work.wait()
         return embeddings
 
     def _lower(self, stage: TextStage, index: Tensor, sent: list[tuple[dist.Work, Tensor]]) -> Tensor:
         inputs = [] if stage.first else [self._receive(stage.number - 1)]
-        output = stage(*inputs, index=index, text_only=True)
+        with self.world.waiting.computing():
+            output = stage(*inputs, index=index, text_only=True)
         assert isinstance(output, Tensor)
         if not stage.embeds_text:
             sent.append((self._send(output, stage.number + 1), output))
@@ -119,7 +144,7 @@ class Pipeline:
         outputs = [torch.empty((), dtype=stream_dtype(self.config), device="meta", requires_grad=True)]
         if not stage.last:
             outputs = [self._hidden()] + [self._latents()] * stage.relays
-        return PipelineStage(
+        timed = TimedStage(
             stage,
             stage.number,
             self.count,
@@ -128,6 +153,8 @@ class Pipeline:
             output_args=tuple(outputs),
             group=self.group,
         )
+        timed.waiting = self.world.waiting
+        return timed
 
 
 def stream_dtype(config: RunConfig) -> torch.dtype:

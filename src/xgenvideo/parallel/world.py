@@ -18,6 +18,7 @@ from xgenvideo.errors import TrainError
 from xgenvideo.parallel.layout import Layout, Place
 from xgenvideo.parallel.meeting import meet
 from xgenvideo.parallel.phases import Phases
+from xgenvideo.parallel.waiting import Waiting
 
 AXES = ("pipeline", "replicate", "shard", "tensor")
 ALONE = Layout(1, 1, 1)
@@ -37,8 +38,8 @@ class Groups:
 
 @dataclass(frozen=True, eq=False)
 class World:
-    """This rank, how many there are, the device that it computes on, the layout that they make up, and the `phases` of
-    its step.
+    """This rank, how many there are, the device that it computes on, the layout that they make up, the `phases` of its
+    step, and its `waiting` in the pipeline.
     """
 
     rank: int
@@ -47,6 +48,7 @@ class World:
     layout: Layout = ALONE
     groups: Groups | None = None
     phases: Phases = field(default_factory=Phases)
+    waiting: Waiting = field(default_factory=Waiting)
 
     def __repr__(self) -> str:
         return f"World(rank={self.rank}/{self.size}, {self.place}, {self.device})"
@@ -84,8 +86,8 @@ class World:
         """Rows [share ..] of this rank's pairs -> rows [total ..] of all pairs of the global batch, in their order."""
         if self.groups is None:
             return rows
-        found = _gather_uneven(rows, -(-total // self.size), self.size, None)
         shares = [self.layout.share(pair_rank, total) for pair_rank in range(self.size)]
+        found = _gather_uneven(rows, max(map(len, shares)), self.size, None)
         by_pair = sorted(range(self.size), key=self.layout.pair_rank)
         return torch.cat([found[rank][: len(share)] for rank, share in zip(by_pair, shares, strict=True)])
 
@@ -170,7 +172,7 @@ def _gather_uneven(rows: Tensor, most: int, ranks: int, group: dist.ProcessGroup
 def single_process() -> World:
     """The world of a process that was not launched as one of many; its device is the first GPU where there is one."""
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    return World(rank=0, size=1, device=device, phases=Phases(device))
+    return World(rank=0, size=1, device=device, phases=Phases(device), waiting=Waiting(device))
 
 
 def launched_size() -> int:
@@ -224,7 +226,7 @@ def lay_out(config: LayoutConfig, rank: int, size: int, device: torch.device) ->
         mesh.get_group("pipeline"),
         mesh.get_group("tensor"),
     )
-    return World(rank, size, device, layout, groups, Phases(device))
+    return World(rank, size, device, layout, groups, Phases(device), Waiting(device))
 
 
 def leave_world() -> None:

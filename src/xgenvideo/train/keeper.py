@@ -18,7 +18,8 @@ class Keeper:
         config = training.config
         self.training, self.out, self.log = training, out, log
         self.newest = training.started_from
-        retention = Retention(config.train.keep_checkpoints, config.safety.failed_saves_allowed)
+        safety = config.safety
+        retention = Retention(config.train.keep_checkpoints, safety.failed_saves_allowed, safety.copy_to)
         self._saver = Saver(out / CHECKPOINTS, retention, lease, training.ranks)
         self._ledger = self._open_ledger()
 

@@ -1,8 +1,9 @@
-"""The log of a run: metrics.jsonl, TensorBoard, and a progress bar on a terminal (lines elsewhere)."""
+"""The log of a run: metrics.jsonl, TensorBoard, W&B where asked for, and a progress bar on a terminal."""
 
 import json
 import os
 import sys
+import uuid
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -11,18 +12,24 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from xgenvideo.checkpoint.save import replace_synced, sync_folder
+from xgenvideo.errors import ConfigError, MissingExtra
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
+WANDB = "wandb_run.txt"
 
 
 class Log:
-    """Writes what the loop tells it. `start`: the steps that are done already; later lines of an older try are cut."""
+    """Writes what the loop tells it. `start`: the steps that are done already; later lines of an older try are cut.
 
-    def __init__(self, out: Path, start: int, steps: int, quiet: bool) -> None:
+    `wandb_project`: where W&B keeps the run too; "" for not at all. Raises MissingExtra, ConfigError.
+    """
+
+    def __init__(self, out: Path, start: int, steps: int, quiet: bool, wandb_project: str = "") -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only training needs it
 
         self._out, self._quiet, self._steps = out, quiet, steps
+        self._wandb: Any = start_wandb(out, wandb_project) if wandb_project else None
         keep_until(out / METRICS, start)
         self._file: TextIO = (out / METRICS).open("a", encoding="utf-8")
         sync_folder(out)
@@ -40,6 +47,8 @@ class Log:
         self._progress.stop()
         self._file.close()
         self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=int(error is not None))
 
     def advance(self, step: int, loss: float) -> None:
         """Move the bar; called at every step."""
@@ -49,9 +58,12 @@ class Log:
         """Add a line of metrics, which has a `step`."""
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
-        for name, value in {**row, **row.get("gates", {})}.items():
-            if isinstance(value, int | float) and name != "step":
+        scalars = {name: value for name, value in {**row, **gates_of(row)}.items() if isinstance(value, int | float)}
+        for name, value in scalars.items():
+            if name != "step":
                 self._board.add_scalar(name, value, row["step"])
+        if self._wandb is not None:
+            self._wandb.log(scalars)
         if self._progress.disable:
             shown = ("loss", "loss_next_token", "loss_contrastive", "grad_norm", "lr", "pairs_per_second", "mfu")
             figures = ", ".join(f"{name} {row[name]:.4g}" for name in shown if row.get(name) is not None)
@@ -96,6 +108,41 @@ class Silent:
 
     def sync(self) -> None:
         """Nothing."""
+
+
+def gates_of(row: dict[str, Any]) -> dict[str, float]:
+    """The gates of a line, each under a name of its own."""
+    return {f"gates/{name}": value for name, value in row.get("gates", {}).items()}
+
+
+def start_wandb(out: Path, project: str) -> Any:
+    """The W&B run of the folder `out`, the same one after a resume; WANDB_MODE=offline keeps it on this machine.
+
+    Raises MissingExtra where the package is not installed, ConfigError where W&B does not start (no key, no network).
+    """
+    try:
+        import wandb  # only here: nobody who did not ask for it pays for it
+    except ModuleNotFoundError as error:
+        raise MissingExtra("wandb", "wandb") from error
+    remembered, settings = out / WANDB, out / "config.json"
+    if not remembered.exists():
+        replace_synced(remembered, uuid.uuid4().hex.encode())
+    config = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else {}
+    try:
+        run = wandb.init(
+            project=project,
+            name=out.resolve().name,
+            id=remembered.read_text(encoding="utf-8"),
+            resume="allow",
+            dir=str(out),
+            config=config,
+        )
+    except wandb.Error as error:
+        rule = f"W&B does not start ({error}); run `wandb login`, set WANDB_MODE=offline, or leave it empty"
+        raise ConfigError("train.wandb_project", project, rule) from error
+    # Steps that are done again after a way back are drawn over, by our own step.
+    run.define_metric("*", step_metric="step")
+    return run
 
 
 def keep_until(path: Path, step: int) -> None:

@@ -93,7 +93,7 @@ def train(config: RunConfig, out: Path, quiet: bool = False) -> TrainSummary:
         asked = f"train.eval_every_steps = {config.train.eval_every_steps}"
         raise NotReady(f"{asked}: this version does not evaluate while it trains. Set 0; `xgv evaluate` reads the run.")
     with machine_settings(config), contextlib.ExitStack() as stack:
-        world = join_world(config.layout)
+        world = join_world(config.layout, config.train.startup_timeout_seconds, config.train.step_timeout_seconds)
         stack.callback(leave_world)
         lease = stack.enter_context(take_lease(out)) if world.rank == 0 else None
         quiet = quiet or world.rank != 0
@@ -194,7 +194,7 @@ def run(training: Training, out: Path, peak: Peak, lease: Lease | None, began: f
                 continue
             if log_due(config, metrics):
                 gates = engine.gates(world)
-                log.write(row_of(metrics, engine.model, gates, meter.take(), training.skipped_steps))
+                log.write(row_of(metrics, engine.model, gates, meter.take(world), training.skipped_steps))
                 name_slow_rank(training, log)
             every = config.safety.check_weights_every_steps
             if every and training.step % every == 0:
@@ -222,7 +222,10 @@ def name_slow_rank(training: Training, log: Log | Silent) -> None:
 
 def log_of(training: Training, out: Path, quiet: bool) -> Log | Silent:
     """The first rank writes for all."""
-    return Log(out, training.step, training.config.train.steps, quiet) if training.world.rank == 0 else Silent()
+    if training.world.rank:
+        return Silent()
+    train = training.config.train
+    return Log(out, training.step, train.steps, quiet, train.wandb_project)
 
 
 def log_due(config: RunConfig, metrics: Metrics) -> bool:

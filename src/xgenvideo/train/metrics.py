@@ -1,8 +1,9 @@
-"""What a step tells: losses and counts from the step itself, speed and MFU from the clock.
+"""What a step tells: losses and counts from the step itself, speed, utilisation, waiting and memory from the machine.
 
 MFU is model FLOPs (plan/flops.py: encoder once, trainable parts three times, causal attention counted as half the
-square) over what the machine could have done in that time. Its peak is the data sheet's for a known GPU in bf16,
-otherwise measured once a run folder with a large matrix product, and named in every summary.
+square, nothing recomputed) over what the machine could have done in that time; `mfu_full_square` counts the whole
+square, as most published figures do; `hfu` (train/hardware.py) adds what is computed again. The peak is that of a known
+GPU's data sheet in bf16, otherwise measured once a run folder with a large matrix product, and named in summaries.
 """
 
 import json
@@ -21,8 +22,10 @@ from xgenvideo.checkpoint.save import replace_synced
 from xgenvideo.config import RunConfig
 from xgenvideo.models.video_lm import VideoLM
 from xgenvideo.parallel.stage import Texts
+from xgenvideo.parallel.world import World
 from xgenvideo.plan.flops import training_flops
 from xgenvideo.plan.hardware import GPUS
+from xgenvideo.train.hardware import extra_flops
 from xgenvideo.train.passes import Counts
 
 MEASURED_SIZE = {"cpu": 1024, "cuda": 8192}
@@ -94,7 +97,7 @@ class Meter:
         self._reset()
 
     def _reset(self) -> None:
-        self._seconds = self._flops = 0.0
+        self._seconds = self._flops = self._full_square = self._hardware = 0.0
         self._steps = self._pairs = self._tokens = 0
 
     def add(self, metrics: Metrics, seconds: float) -> None:
@@ -102,20 +105,33 @@ class Meter:
         flops = training_flops(self.config, metrics.pairs, metrics.text_tokens, metrics.frames, metrics.encoded_frames)
         self._seconds += seconds
         self._flops += flops.total
+        self._full_square += flops.total_quadratic
+        self._hardware += flops.total_quadratic + extra_flops(self.config, metrics.text_tokens, metrics.frames)
         self._steps += 1
         self._pairs += metrics.pairs
         self._tokens += metrics.tokens
 
-    def take(self) -> dict[str, float]:
-        """Rates since the last call, by name."""
+    def take(self, world: World | None = None) -> dict[str, float]:
+        """Rates since the last call, by name. With a `world`, all of whose ranks call: waiting and memory of them all.
+
+        `bubble`: share of the steps' time in which a rank waits in the pipeline's schedule, the mean over ranks.
+        """
         seconds = max(self._seconds, 1e-9)
+        possible = seconds * self.peak.flops_per_second * self.ranks
         rates = {
             "seconds_per_step": self._seconds / max(1, self._steps),
             "pairs_per_second": self._pairs / seconds,
             "tokens_per_second": self._tokens / seconds,
-            "mfu": self._flops / seconds / (self.peak.flops_per_second * self.ranks),
+            "mfu": self._flops / possible,
+            "mfu_full_square": self._full_square / possible,
+            "hfu": self._hardware / possible,
         }
         self._reset()
+        if world is not None:
+            rates |= peak_memory_mb(world)
+            if world.layout.pipeline > 1:
+                waited = torch.tensor(world.waiting.take(), dtype=torch.float64, device=world.device)
+                rates["bubble"] = float(world.sum(waited)) / world.size / seconds
         return rates
 
 
@@ -129,7 +145,7 @@ def row_of(
         "logit_scale": float(model.logit_scale.detach()),
         "gates": gates,
     }
-    row |= {"skipped_steps": skipped_steps, **rates, "peak_rss_mb": peak_rss_mb()}
+    row |= {"skipped_steps": skipped_steps, "peak_rss_mb": peak_rss_mb(), **rates}
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
     }
@@ -139,6 +155,14 @@ def peak_rss_mb() -> float:
     """Most memory that this process has had, in MB (10^6 bytes)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def peak_memory_mb(world: World) -> dict[str, float]:
+    """Most memory that any rank has had so far, in MB (10^6 bytes): its process, and its GPU where it has one."""
+    on_gpu = world.device.type == "cuda"
+    peaks = [peak_rss_mb()] + [torch.cuda.max_memory_allocated(world.device) / 1e6] * on_gpu
+    found = world.largest(torch.tensor(peaks, dtype=torch.float64, device=world.device)).tolist()
+    return dict(zip(("peak_rss_mb", "peak_gpu_mb"), found, strict=False))
 
 
 def machine_peak(device: torch.device, precision: str, memo: Path) -> Peak:

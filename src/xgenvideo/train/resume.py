@@ -39,6 +39,7 @@ MAY_CHANGE = (
     "train.compile",
     "train.startup_timeout_seconds",
     "train.step_timeout_seconds",
+    "train.wandb_project",
     *(f"safety.{spec.name}" for spec in dataclasses.fields(SafetyConfig)),
 )
 # Another layout gives the same losses, unless negatives come from a microbatch alone.
