@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from xgenvideo import recipes
-from xgenvideo.checkpoint import load
+from xgenvideo.checkpoint import load, read_account
 from xgenvideo.config import RunConfig, override
 from xgenvideo.train.log import read_metrics
 from xgenvideo.train.loop import train
@@ -70,6 +70,43 @@ def test_a_run_goes_on_in_another_layout_with_the_losses_of_one_process(run_conf
     losses = {row["step"]: row["loss"] for row in found}
     assert {row["step"] for row in expected} <= set(losses)
     assert all(losses[row["step"]] == pytest.approx(row["loss"], rel=1e-5) for row in expected)
+
+
+def keys_by_position(out: Path) -> dict[int, str]:
+    """Which sample was learnt at each global position, from the ledger's last attempts."""
+    found: dict[int, str] = {}
+    for path in sorted((out / "ledger").glob("*.jsonl")):
+        for line in map(json.loads, path.read_text().splitlines()[1:]):
+            found.update(enumerate(line["keys"], line["position"]))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "layouts",
+    [
+        [("layout.tensor=2", "layout.pipeline=2"), ("layout.data=4",), ("layout.data=2",)],
+        [("layout.pipeline=4",), ("layout.pipeline=2",)],
+    ],
+    ids=["TP2xPP2 DP4 DP2", "PP4 PP2"],
+)
+def test_a_run_moves_between_layouts_with_the_same_samples_and_losses(
+    run_config: RunConfig, tmp_path: Path, layouts: list[tuple[str, ...]]
+) -> None:
+    deep = override(run_config, ["model.decoder.depth=8", "train.log_every_steps=1", "layout.microbatch_pairs=1"])
+    alone, moved = tmp_path / "alone", tmp_path / "moved"
+    train(deep, alone, quiet=True)
+    steps = deep.train.steps
+    for turn, layout in enumerate(layouts, 1):
+        stop = "0" if turn == len(layouts) else str(steps * turn // len(layouts))
+        part = override(deep, [*layout, f"train.stop_after_steps={stop}"])
+        done = xgv("train", "tiny", *overrides(part), "--out", str(moved), "--processes", str(part.layout.world))
+        assert done.returncode == 0, done.stderr
+    assert keys_by_position(moved) == keys_by_position(alone)
+    account = read_account(moved)
+    assert (account.lost, account.replayed, account.problems, account.steps_redone) == (0, 0, [], 0)
+    losses = {row["step"]: row["loss"] for row in read_metrics(moved)}
+    assert all(losses[row["step"]] == pytest.approx(row["loss"], rel=1e-5) for row in read_metrics(alone))
 
 
 def ranks_of(job: int) -> list[int]:

@@ -37,7 +37,7 @@ def test_kills_and_faults_break_no_promise(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_kills_on_two_ranks_and_the_rest_of_the_faults(tmp_path: Path) -> None:
-    faults = ["kill", "damage", "damaged_resume", "hang", "stop", "slow", "clock", "disk"]
+    faults = ["kill", "damage", "damaged_resume", "hang", "stop", "worker_kill", "slow", "clock", "disk"]
     found = run_chaos(recipes.find("tiny"), tmp_path, 6, [2], faults, seed=4, say=print)
     assert [verdict for verdict in found["faults"] if not verdict["held"]] == []
     assert found["kill_points_in_save"] >= 3

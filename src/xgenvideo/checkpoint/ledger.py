@@ -49,11 +49,19 @@ class Ledger:
     ) -> None:
         self._file.close()
 
-    def add(self, step: int, position: int, keys: Sequence[str], substituted: int = 0) -> None:
+    def add(
+        self,
+        step: int,
+        position: int,
+        keys: Sequence[str],
+        substituted: int = 0,
+        bad: Sequence[tuple[str, str]] = (),
+    ) -> None:
         """Write down what this rank read for `step`: samples `keys` at `position` and on, `substituted` of them others
-        than the order says, because those could not be read.
+        than the order says, because those (`bad`: key and reason) could not be read.
         """
-        self._write({"step": step, "position": position, "keys": list(keys), "substituted": substituted})
+        line = {"step": step, "position": position, "keys": list(keys), "substituted": substituted}
+        self._write(line | ({"bad": [list(one) for one in bad]} if bad else {}))
 
     def skip(self, step: int, position: int, samples: int) -> None:
         """Write down that after `step` so many samples from `position` on are passed over, and are not learnt."""
@@ -74,7 +82,10 @@ class Ledger:
 
 @dataclass
 class Account:
-    """The ledger read and added up. Positions count samples over all epochs; a step is redone when a crash undid it."""
+    """The ledger read and added up. Positions count samples over all epochs; a step is redone when a crash undid it.
+
+    `bad`: keys of samples that could not be read, each with its reason.
+    """
 
     attempts: int = 0
     steps: int = 0
@@ -87,6 +98,7 @@ class Account:
     steps_redone_max: int = 0
     layouts: list[int] = field(default_factory=list)
     epochs: dict[int, int] = field(default_factory=dict)
+    bad: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     ends: dict[int, int] = field(default_factory=dict, repr=False)
 
@@ -178,6 +190,7 @@ def _add_up(attempts: list[_Attempt], account: Account) -> None:
                 steps.add(line["step"])
                 keys.update(zip(covered, line["keys"], strict=True))
                 account.substituted += line["substituted"]
+                account.bad.update(line.get("bad", ()))
                 account.ends[line["step"]] = max(account.ends.get(line["step"], 0), covered.stop)
     account.steps, account.samples = len(steps), len(keys)
     end = max(seen, default=-1) + 1

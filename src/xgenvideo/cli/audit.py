@@ -98,3 +98,5 @@ def _audit_ledger(folder: Path) -> Iterator[str]:
         consumed = ShardReader(path).read_json(STATE)["loader"]["samples_consumed"]
         _same(folder, f"samples consumed by {path.name}", consumed, "in the ledger", account.ends.get(step))
     yield f"ledger: {account}"
+    for key, reason in sorted(account.bad.items()):
+        yield f"unreadable: {key}: {reason}"

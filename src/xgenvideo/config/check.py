@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from xgenvideo.config.sections import (
+    DecoderConfig,
     ModelConfig,
     ObjectiveConfig,
     OptimizerConfig,
@@ -31,10 +32,11 @@ def _divisors(number: int, limit: int = 8) -> list[int]:
 
 def _check_model(model: ModelConfig) -> None:
     vision, resampler, decoder = model.vision, model.resampler, model.decoder
-    for section, part in (("vision", vision), ("resampler", resampler), ("decoder", decoder)):
+    scaling = ("decoder.rope_scaling", decoder.rope_scaling)
+    for section, part in (("vision", vision), ("resampler", resampler), ("decoder", decoder), scaling):
         for spec in dataclasses.fields(part):
             value = getattr(part, spec.name)
-            if isinstance(value, int | float):
+            if isinstance(value, int | float) and not isinstance(value, bool):
                 _rule(value > 0, f"model.{section}.{spec.name}", value, "must be positive")
     _rule(model.embedding > 0, "model.embedding", model.embedding, "must be positive")
     for section, width, heads in (
@@ -59,6 +61,10 @@ def _check_model(model: ModelConfig) -> None:
     _rule(known and bool(weights), "model.vision.weights", weights, "no such weights", _WEIGHTS)
     _rule(resampler.width % 2 == 0, "model.resampler.width", resampler.width, "must be even (sines and cosines)")
     _rule(resampler.time in TIMES, "model.resampler.time", resampler.time, "no such time encoding", TIMES)
+    _check_decoder(decoder)
+
+
+def _check_decoder(decoder: DecoderConfig) -> None:
     _rule(decoder.head_size % 2 == 0, "model.decoder.head_size", decoder.head_size, "must be even (RoPE)")
     _rule(
         decoder.heads % decoder.kv_heads == 0,
@@ -67,6 +73,9 @@ def _check_model(model: ModelConfig) -> None:
         f"must divide heads {decoder.heads}",
         _divisors(decoder.heads),
     )
+    scaling = decoder.rope_scaling
+    high, rule = scaling.high_freq_factor, f"must be more than low_freq_factor = {scaling.low_freq_factor:g}"
+    _rule(high > scaling.low_freq_factor, "model.decoder.rope_scaling.high_freq_factor", high, rule)
     _rule(decoder.depth % 2 == 0, "model.decoder.depth", decoder.depth, "must be even (two halves)")
     upper = decoder.depth - decoder.lower_layers
     _rule(
@@ -131,6 +140,10 @@ def _check_data(config: RunConfig) -> None:
     rule = f"must be 1 to model.resampler.frame_slots = {slots}"
     _rule(1 <= data.frames <= slots, "data.frames", data.frames, rule)
     _rule(data.bucket_batches >= 0, "data.bucket_batches", data.bucket_batches, "must be 0 or more")
+    _rule(data.workers >= 0, "data.workers", data.workers, "must be 0 or more processes of each rank")
+    timeout = data.worker_timeout_seconds
+    _rule(timeout > 0, "data.worker_timeout_seconds", timeout, "must be more than 0 seconds")
+    _rule(0 <= data.bad_share <= 1, "data.bad_share", data.bad_share, "must be in [0, 1]")
     _rule(data.text_tokens >= 8, "data.text_tokens", data.text_tokens, "must be at least 8")
 
 

@@ -48,8 +48,22 @@ class ResamplerConfig:
 
 
 @dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3.1's slower rotary frequencies for texts longer than `original_positions`; factor 1 changes nothing."""
+
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_positions: int = 8192
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
-    """Causal decoder; `cross_blocks` gated cross-attention blocks are spread evenly over its upper half."""
+    """Causal decoder; `cross_blocks` gated cross-attention blocks are spread evenly over its upper half.
+
+    `attention_biases` (Qwen2: of query, key and value), `query_key_norm` (Qwen3: RMSNorm of each head's query and key)
+    and `rope_scaling` (Llama 3.1) are of its self-attention, for `model.decoder_from`.
+    """
 
     width: int
     depth: int
@@ -61,6 +75,9 @@ class DecoderConfig:
     cross_blocks: int
     rope_theta: float = 500_000.0
     norm_eps: float = 1e-5
+    attention_biases: bool = False
+    query_key_norm: bool = False
+    rope_scaling: RopeScaling = field(default_factory=RopeScaling)
 
     @property
     def lower_layers(self) -> int:
@@ -76,12 +93,17 @@ class DecoderConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """All parts of the model. `embedding`: width of the shared video-text embedding."""
+    """All parts of the model. `embedding`: width of the shared video-text embedding.
+
+    `decoder_from`: a folder with a Llama, Mistral, Qwen2 or Qwen3 checkpoint in safetensors that the decoder starts
+    from; cross-attention, resampler and text embedding keep their starting values. "" for none.
+    """
 
     vision: VisionConfig
     resampler: ResamplerConfig
     decoder: DecoderConfig
     embedding: int
+    decoder_from: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,6 +138,8 @@ class DataConfig:
     """What a training sample holds: at most `frames` frames at `fps`, `text_tokens` tokens of packed documents.
 
     `group_by_source` keeps clips of one source next to each other in the order, as hard negatives of one batch.
+    `workers`: processes of each rank that make batches ahead (0: a thread); one that gives no batch for
+    `worker_timeout_seconds` is replaced. `bad_share`: a run stops when more of its samples cannot be read.
     `bucket_batches`: within so many batches, samples are sorted by length, so that less padding is computed; 0: none.
     """
 
@@ -127,6 +151,9 @@ class DataConfig:
     group_by_source: bool = False
     bucket_batches: int = 0
     pairs_expected: int = 0
+    workers: int = 0
+    worker_timeout_seconds: float = 120.0
+    bad_share: float = 0.01
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,9 @@ class Dataset:
         self._verified: set[str] = set()
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_dataset, (self.folder,)
+
     def __len__(self) -> int:
         return int(self._table.num_rows)
 

@@ -40,6 +40,9 @@ class FeatureCache:
         samples = len(self._index.get("samples", ()))
         return f"FeatureCache({self.folder}, samples={samples}, features={list(self._data.shape)} bf16)"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopened, (self.folder, self.encoder_hash, self.image_size, self.fingerprint)
+
     def path(self, fingerprint: str) -> Path:
         """The folder of this encoder's features of the dataset with this fingerprint."""
         return self.folder / f"features-{self.encoder_hash[:16]}-{fingerprint[:16]}-{self.image_size}"
@@ -139,6 +142,14 @@ class FeatureCache:
             np.memmap(file, dtype=np.uint16, mode="c", shape=shape) if size else np.empty(shape, dtype=np.uint16)
         )
         self._index, self.fingerprint = index, fingerprint
+
+
+def _reopened(folder: Path, encoder_hash: str, image_size: int, fingerprint: str) -> FeatureCache:
+    """The same cache in another process."""
+    cache = FeatureCache(folder, encoder_hash, image_size)
+    if fingerprint:
+        cache._open(cache.path(fingerprint), fingerprint)
+    return cache
 
 
 def _chunks(parts: Iterator[Tensor], count: int) -> Iterator[Tensor]:

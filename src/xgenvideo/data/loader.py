@@ -7,36 +7,34 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
-
-import numpy as np
-import torch
 
 from xgenvideo.config import RunConfig
 from xgenvideo.data.batch import Batch, Example, collate
-from xgenvideo.data.dataset import Dataset, Row
+from xgenvideo.data.dataset import Dataset
+from xgenvideo.data.examples import read_example
 from xgenvideo.data.features import FeatureCache
-from xgenvideo.data.frames import decode_frames
-from xgenvideo.data.order import Order
-from xgenvideo.data.text import PackedText, TokenisedText, pack, pack_tokenised, tokenise
+from xgenvideo.data.making import SPLIT, BatchMaker, Made
+from xgenvideo.data.text import pack
 from xgenvideo.data.tokenizer import Tokenizer
+from xgenvideo.data.workers import Workers
 from xgenvideo.errors import ConfigError, DataError, MediaError
 
 VERSION = 1
-SPLIT = "train"
 PREFETCH_BATCHES = 2
-TEXTS_KEPT = 16_384
-SUBSTITUTES = 16
+FEWEST_BAD = 16  # so many bad samples never stop a run, however small it is
 
 
 @dataclass(frozen=True)
 class Share:
-    """What this rank read last: samples `keys` from global `position` on, `substituted` of them instead of others."""
+    """What this rank read last: samples `keys` from global `position` on, `substituted` of them instead of `bad` ones,
+    which are given by key and reason.
+    """
 
     position: int
     keys: tuple[str, ...]
     substituted: int
+    bad: tuple[tuple[str, str], ...] = ()
 
 
 class Loader:
@@ -61,12 +59,13 @@ class Loader:
         self.samples_consumed = 0
         self.substituted = 0
         self.last = Share(0, (), 0)
-        self._numbers = dataset.numbers(SPLIT)
-        self._order = self._ordered()
-        self._described = lru_cache(maxsize=TEXTS_KEPT)(self._describe)
+        self._read = 0
+        maker = BatchMaker(dataset, tokenizer, config, rank, ranks, cache)
+        self._order = maker.order
+        self._source = Workers(maker) if config.data.workers else maker
         # One thread: the batches come in order, and `Order` keeps epochs without a lock.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
-        self._ahead: deque[Future[tuple[Batch, int]]] = deque()
+        self._ahead: deque[Future[Made]] = deque()
 
     @staticmethod
     def _check(
@@ -79,13 +78,6 @@ class Loader:
         if not dataset.counts.get(SPLIT):
             raise DataError(f"{dataset.folder}: has no samples in the split {SPLIT!r}, only {sorted(dataset.counts)}")
         check_inputs(dataset, tokenizer, config, cache)
-
-    def _ordered(self) -> Order:
-        data, dataset = self.config.data, self.dataset
-        groups = dataset.sources(SPLIT) if data.group_by_source else None
-        lengths = np.minimum(dataset.frame_counts(SPLIT), data.frames)
-        window = data.bucket_batches * self.config.train.global_batch_pairs
-        return Order(self.config.train.seed, dataset.fingerprint, SPLIT, len(self._numbers), groups, lengths, window)
 
     def __repr__(self) -> str:
         return f"Loader(rank={self.rank}/{self.ranks}, samples_consumed={self.samples_consumed}, {self.dataset})"
@@ -100,16 +92,26 @@ class Loader:
         pairs = self.config.train.global_batch_pairs
         while len(self._ahead) < PREFETCH_BATCHES:
             first = self.samples_consumed + len(self._ahead) * pairs
-            self._ahead.append(self._thread.submit(self._make, first))
+            self._ahead.append(self._thread.submit(self._source.make, first))
         try:
-            batch, substituted = self._ahead.popleft().result()
+            made = self._ahead.popleft().result()
         except BaseException:
             self._forget()
             raise
         self.samples_consumed += pairs
-        self.substituted += substituted
-        self.last = Share(batch.position, batch.keys, substituted)
-        return batch
+        self.last = Share(made.batch.position, made.batch.keys, made.substituted, made.bad)
+        self._count(made)
+        return made.batch
+
+    def _count(self, made: Made) -> None:
+        """Raise DataError when more than data.bad_share of what was read stands for samples that cannot be read."""
+        self.substituted += made.substituted
+        self._read += len(made.batch)
+        share = self.config.data.bad_share
+        if self.substituted > max(FEWEST_BAD, share * self._read):
+            told = f"{self.substituted} of {self._read} samples cannot be read, the last: {made.bad[-1:]}"
+            cure = "mend the dataset (`xgv audit DATASET` reads all of it), or allow more with data.bad_share"
+            raise DataError(f"{self.dataset.folder}: {told}; {cure}")
 
     def skip(self, samples: int) -> int:
         """Pass over the next `samples` of the global order, in whole batches; returns the position of the first."""
@@ -159,40 +161,14 @@ class Loader:
         """Stop the prefetch thread; the loader cannot be used after this."""
         self._forget()
         self._thread.shutdown(wait=True, cancel_futures=True)
+        if isinstance(self._source, Workers):
+            self._source.close()
 
     def _forget(self) -> None:
         """Drop what was prefetched."""
         for future in self._ahead:
             future.cancel()
         self._ahead.clear()
-
-    def _make(self, first: int) -> tuple[Batch, int]:
-        """This rank's part of the global batch that starts at position `first`, and how many samples were replaced."""
-        pairs = self.config.train.global_batch_pairs
-        start, end = (first + pairs * rank // self.ranks for rank in (self.rank, self.rank + 1))
-        found = [self._example(position) for position in range(start, end)]
-        batch = collate([example for example, _ in found], self.config.data.frames, position=start)
-        return batch, sum(replaced for _, replaced in found)
-
-    def _example(self, position: int) -> tuple[Example, bool]:
-        """The sample at a global position, or its first substitute that can be read."""
-        choice, reasons = self._order.at(position), []
-        for attempt in range(1, SUBSTITUTES + 1):
-            row, tokenised = self._described(choice)
-            text = pack_tokenised(tokenised, self.config.data.text_tokens, self._order.epoch(position))
-            first = self._order.window(position, row.key, row.frames, self.config.data.frames)
-            try:
-                return read_example(self.dataset, row, text, self.config, self.cache, first), attempt > 1
-            except MediaError as error:
-                reasons.append(str(error))
-                choice = self._order.substitute(position, attempt)
-        raise DataError(
-            f"{self.dataset.folder}: {SUBSTITUTES} samples in a row cannot be read: {'; '.join(reasons[:3])}"
-        )
-
-    def _describe(self, choice: int) -> tuple[Row, TokenisedText]:
-        row = self.dataset.row(int(self._numbers[choice]))
-        return row, tokenise(row, self.tokenizer, self.config.data.text_tokens)
 
 
 def check_inputs(dataset: Dataset, tokenizer: Tokenizer, config: RunConfig, cache: FeatureCache | None) -> None:
@@ -207,21 +183,6 @@ def check_inputs(dataset: Dataset, tokenizer: Tokenizer, config: RunConfig, cach
         raise DataError(
             f"{cache!r}: is of (dataset, image size) {found}, this run needs {expected}; build it for this run"
         )
-
-
-def read_example(
-    dataset: Dataset, row: Row, text: PackedText, config: RunConfig, cache: FeatureCache | None = None, first: int = 0
-) -> Example:
-    """One sample: at most `config.data.frames` frames from frame `first` on, as features where there is a cache.
-
-    Raises MediaError for frames that are no pictures, DataError for a corrupt shard.
-    """
-    last = min(row.frames, first + config.data.frames)
-    pts = torch.tensor(row.pts[first:last], dtype=torch.float32)
-    if cache is not None:
-        return Example(row.key, text, pts, features=cache.read(row.key, first, last - first))
-    frames = decode_frames(dataset.read_row(row), config.model.vision.image_size, range(first, last))
-    return Example(row.key, text, pts, frames=frames)
 
 
 def read_once(

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from xgenvideo.config import RunConfig
 from xgenvideo.data.dataset import Dataset, Row
+from xgenvideo.data.examples import read_example
 from xgenvideo.data.features import FeatureCache
-from xgenvideo.data.loader import read_example
 from xgenvideo.data.text import PackedText, caption_document, caption_group, pack
 from xgenvideo.data.tokenizer import Tokenizer
 from xgenvideo.errors import MediaError

@@ -74,7 +74,7 @@ class DecodingCache:
         # Texts without padding share one row.
         positions = columns - self._padding[:, None] if self._padded else columns[None]
         self._real = (positions >= 0)[:, None, None]
-        self._cos, self._sin = rotary(positions.clamp(min=0), config.head_size, config.rope_theta)
+        self._cos, self._sin = rotary(positions.clamp(min=0), config)
 
     def _see(self, videos: list[int]) -> None:
         """Line up each text's video; texts about one video share its keys and values without a copy."""
@@ -114,9 +114,9 @@ class DecodingCache:
         )
         keys, values = memory
         end = self._used + x.shape[1]
-        keys[:, :, self._used : end] = rotate(k, cos, sin)
+        keys[:, :, self._used : end] = rotate(block.k_norm(k), cos, sin)
         values[:, :, self._used : end] = v
-        x = x + block.out(_attend(rotate(q, cos, sin), keys[:, :, :end], values[:, :, :end], mask))
+        x = x + block.out(_attend(rotate(block.q_norm(q), cos, sin), keys[:, :, :end], values[:, :, :end], mask))
         result: Tensor = x + block.mlp(block.mlp_norm(x))
         return result
 

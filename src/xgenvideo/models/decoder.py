@@ -26,7 +26,7 @@ class Decoder(nn.Module):
     def lower(self, tokens: Tensor, positions: Tensor, documents: Tensor) -> Tensor:
         """tokens, positions, documents [B T] -> hidden [B T D] of the unimodal lower half."""
         x: Tensor = self.embedding(tokens)
-        cos, sin = rotary(positions, self.config.head_size, self.config.rope_theta)
+        cos, sin = rotary(positions, self.config)
         mask = document_mask(documents)
         for i in range(self.config.lower_layers):
             x = self.layers[str(i)](x, cos, sin, mask)
@@ -36,7 +36,7 @@ class Decoder(nn.Module):
         self, x: Tensor, positions: Tensor, documents: Tensor, latents: Tensor | None, sees_video: Tensor
     ) -> Tensor:
         """hidden x [B T D], latents [B Q Dr] or None, sees_video [B T] -> normed hidden [B T D], ready for `head`."""
-        cos, sin = rotary(positions, self.config.head_size, self.config.rope_theta)
+        cos, sin = rotary(positions, self.config)
         mask = document_mask(documents)
         for i in range(self.config.lower_layers, self.config.depth):
             if latents is not None and str(i) in self.cross:
@@ -47,16 +47,26 @@ class Decoder(nn.Module):
 
 
 class SelfBlock(nn.Module):
-    """Pre-norm causal self-attention with rotary positions and grouped keys, then SwiGLU: Llama's block."""
+    """Pre-norm causal self-attention with rotary positions and grouped keys, then SwiGLU: Llama's block.
+
+    Qwen2's has biases of query, key and value, Qwen3's a norm of each head's query and key.
+    """
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.head_size = config.head_size
-        inner, grouped = config.heads * config.head_size, config.kv_heads * config.head_size
+        inner, grouped, biased = (
+            config.heads * config.head_size,
+            config.kv_heads * config.head_size,
+            config.attention_biases,
+        )
         self.attention_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
-        self.q = nn.Linear(config.width, inner, bias=False)
-        self.k = nn.Linear(config.width, grouped, bias=False)
-        self.v = nn.Linear(config.width, grouped, bias=False)
+        self.q = nn.Linear(config.width, inner, bias=biased)
+        self.k = nn.Linear(config.width, grouped, bias=biased)
+        self.v = nn.Linear(config.width, grouped, bias=biased)
+        normed = config.query_key_norm
+        self.q_norm = nn.RMSNorm(config.head_size, eps=config.norm_eps) if normed else nn.Identity()
+        self.k_norm = nn.RMSNorm(config.head_size, eps=config.norm_eps) if normed else nn.Identity()
         self.out = nn.Linear(inner, config.width, bias=False)
         self.mlp_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.mlp = SwiGLU(config.width, config.mlp)
@@ -68,7 +78,8 @@ class SelfBlock(nn.Module):
             rearrange(part, "b t (h e) -> b h t e", e=self.head_size)
             for part in (self.q(normed), self.k(normed), self.v(normed))
         )
-        x = x + self.out(attend(rotate(q, cos, sin), rotate(k, cos, sin), v, mask))
+        q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
+        x = x + self.out(attend(q, k, v, mask))
         result: Tensor = x + self.mlp(self.mlp_norm(x))
         return result
 

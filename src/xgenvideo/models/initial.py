@@ -11,6 +11,7 @@ from torch import Tensor
 
 from xgenvideo.config import ModelConfig
 
+Box = tuple[slice, ...]  # the part of a parameter that a rank holds, one slice a dim
 LOGIT_SCALE_START = math.log(1 / 0.07)
 QUERY_SHARPNESS = 3.0
 SLOT_SCALE = 0.02

@@ -1,9 +1,13 @@
 """Norm, feed-forward, attention and rotary positions: what the decoder and its cross-attention blocks are made of."""
 
+import math
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
+
+from xgenvideo.config import DecoderConfig, RopeScaling
 
 
 class SwiGLU(nn.Module):
@@ -21,13 +25,27 @@ class SwiGLU(nn.Module):
         return result
 
 
-def rotary(positions: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
+def rotary(positions: Tensor, decoder: DecoderConfig) -> tuple[Tensor, Tensor]:
     """Cosine and sine [B 1 T head_size] of positions [B T], halves repeated (Llama's layout), at least float32."""
     wide = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
-    exponents = torch.arange(0, head_size, 2, device=positions.device, dtype=wide) / head_size
-    angles = positions[:, None, :, None].to(wide) * theta**-exponents
+    exponents = torch.arange(0, decoder.head_size, 2, device=positions.device, dtype=wide) / decoder.head_size
+    frequencies = scaled(decoder.rope_theta**-exponents, decoder.rope_scaling)
+    angles = positions[:, None, :, None].to(wide) * frequencies
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
+
+
+def scaled(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    """Rotary frequencies [hd/2] for longer texts: slow ones divided by the factor, fast ones kept, smooth between.
+
+    Llama 3.1's rule (transformers, `_compute_llama3_parameters`).
+    """
+    if scaling.factor == 1.0:
+        return frequencies
+    turns = scaling.original_positions * frequencies / (2 * math.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = ((turns - low) / (high - low)).clamp(0.0, 1.0)
+    return frequencies * (kept + (1 - kept) / scaling.factor)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

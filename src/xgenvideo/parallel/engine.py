@@ -1,17 +1,17 @@
 """What one rank trains: its part of the model, cut, sharded and filled, in the two worlds that the step talks to."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from xgenvideo.config import RunConfig
-from xgenvideo.models.initial import starting_value
+from xgenvideo.models.initial import Box, starting_value
 from xgenvideo.models.video_lm import VideoLM
 from xgenvideo.models.vision import build_vision
+from xgenvideo.models.warm_start import LanguageWeights
 from xgenvideo.parallel.pipeline import Pipeline, stream_dtype
-from xgenvideo.parallel.shards import Piece, materialise, pieces_of, shard_modules
+from xgenvideo.parallel.shards import Piece, Value, box_of, materialise, pieces_of, shard_modules
 from xgenvideo.parallel.stage import TextStage
 from xgenvideo.parallel.tensor import cut_tensors
 from xgenvideo.parallel.text import PipedDecoder, TextWorld, WholeDecoder
@@ -56,10 +56,11 @@ class Engine:
         return trained + sum(parameter.numel() for parameter in self.model.vision.parameters()), trained
 
 
-def build_engine(config: RunConfig, world: World, value: Callable[[str, torch.Size], Tensor] | None = None) -> Engine:
-    """The engine of this rank. Weights are a pure function of the config, or what `value(name, shape)` gives.
+def build_engine(config: RunConfig, world: World, value: Value | None = None) -> Engine:
+    """The engine of this rank. Weights are a pure function of the config, or what `value(name, shape, box)` gives.
 
-    Nothing is made whole but one parameter at a time: the model is laid out on the meta device first.
+    Nothing is made whole but one parameter at a time: the model is laid out on the meta device first. Raises
+    ConfigError where `model.decoder_from` does not fit.
     """
     layout = config.layout
     model, texts, trunk, stages = lay_out_parts(config, world)
@@ -132,22 +133,29 @@ def split(texts: list[TextStage], trunk: Trunk, config: RunConfig, world: World)
     shard_modules([trunk], world.groups.everyone, precision)
 
 
-def fill(
-    model: VideoLM, parts: list[nn.Module], config: RunConfig, world: World, value: Callable[[str, torch.Size], Tensor]
-) -> list[str]:
+def fill(model: VideoLM, parts: list[nn.Module], config: RunConfig, world: World, value: Value) -> list[str]:
     """Give every parameter that this rank holds memory and its value; returns their names in the whole model."""
     names = {id(parameter): name for name, parameter in model.named_parameters() if not name.startswith("vision.")}
     for part in parts:
         named = {own: names[id(parameter)] for own, parameter in part.named_parameters()}
         materialise(part, named, world.device, value)
-    scale = value("logit_scale", model.logit_scale.shape).to(world.device, masters_dtype(config))
+    scale = value("logit_scale", model.logit_scale.shape, box_of(model.logit_scale)).to(
+        world.device, masters_dtype(config)
+    )
     model.logit_scale = nn.Parameter(scale)
     return list(names.values())
 
 
-def default_value(config: RunConfig) -> Callable[[str, torch.Size], Tensor]:
-    """Starting values by name."""
-    return lambda name, shape: starting_value(name, shape, config.model, config.train.seed)
+def default_value(config: RunConfig) -> Value:
+    """Starting values by name, or what the checkpoint `model.decoder_from` has under that name."""
+
+    def start(name: str, shape: torch.Size, box: Box) -> Tensor:
+        return starting_value(name, shape, config.model, config.train.seed)[box]
+
+    if not config.model.decoder_from:
+        return start
+    weights = LanguageWeights(config)
+    return lambda name, shape, box: weights.part(name, box) if name in weights else start(name, shape, box)
 
 
 def text_world(

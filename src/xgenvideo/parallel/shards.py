@@ -7,9 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from xgenvideo.models.initial import Box
 from xgenvideo.parallel.world import World
+
+Value = Callable[[str, torch.Size, Box], Tensor]  # name in the whole model, whole shape, part asked for
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,21 +102,28 @@ def synchronise_after(module: nn.Module, last: bool) -> None:
         module.set_requires_gradient_sync(last)
 
 
-def materialise(module: nn.Module, named: dict[str, str], device: torch.device, value: Callable[..., Tensor]) -> None:
-    """Give the meta parameters of `module` memory and values: `value(name in the whole model, whole shape)`.
+def materialise(module: nn.Module, named: dict[str, str], device: torch.device, value: Value) -> None:
+    """Give the meta parameters of `module` memory and values, one by one; `value` is asked for this rank's part alone.
 
-    `named`: name in `module` -> name in the whole model. Each rank makes whole values one by one and keeps its piece.
+    `named`: name in `module` -> name in the whole model.
     """
     module.to_empty(device=device)
     with torch.no_grad():
         for own, name in named.items():
             parameter = module.get_parameter(own)
-            whole = value(name, parameter.shape)
-            if isinstance(parameter, DTensor):
-                whole = distribute_tensor(
-                    whole.to(device), parameter.device_mesh, parameter.placements, src_data_rank=None
-                )
-            parameter.copy_(whole)
+            local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+            if local.numel():
+                local.copy_(value(name, parameter.shape, box_of(parameter)))
+
+
+def box_of(parameter: Tensor) -> Box:
+    """The part of the whole that this rank holds of a parameter with elements here."""
+    if not isinstance(parameter, DTensor):
+        return tuple(slice(0, size) for size in parameter.shape)
+    sizes, starts = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
+    local = tuple(parameter.to_local().shape)
+    assert local == tuple(sizes), f"{local} elements here, {sizes} by the placements {parameter.placements}"
+    return tuple(slice(start, start + size) for start, size in zip(starts, sizes, strict=True))
 
 
 def total_norm(pieces: list[Piece], world: World) -> Tensor:

@@ -138,7 +138,7 @@ class TextStage(nn.Module):
         feed = self.feeds[int(index)]
         texts = feed.texts
         hidden, latents = self._enter(streams, feed, text_only)
-        turn = rotary(texts.positions, self.config.head_size, self.config.rope_theta)
+        turn = rotary(texts.positions, self.config)
         mask = document_mask(texts.documents)
         embedding = None
         for name, block in self.blocks.items():

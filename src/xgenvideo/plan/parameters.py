@@ -44,10 +44,12 @@ def parameters(model: ModelConfig) -> Parameters:
 
 
 def self_block_parameters(decoder: DecoderConfig) -> int:
-    """One causal self-attention block: two RMSNorms, query, key, value, output and SwiGLU, no biases."""
+    """One causal self-attention block: two RMSNorms, query, key, value, output and SwiGLU; biases and norms if any."""
     d = decoder.width
     inner, grouped = decoder.heads * decoder.head_size, decoder.kv_heads * decoder.head_size
-    return 2 * d + 2 * d * inner + 2 * d * grouped + 3 * d * decoder.mlp
+    biases = inner + 2 * grouped if decoder.attention_biases else 0
+    norms = 2 * decoder.head_size if decoder.query_key_norm else 0
+    return 2 * d + 2 * d * inner + 2 * d * grouped + biases + norms + 3 * d * decoder.mlp
 
 
 def cross_block_parameters(decoder: DecoderConfig, latent_width: int) -> int:

@@ -5,7 +5,7 @@ from types import TracebackType
 
 from xgenvideo.checkpoint import PERMANENT, Lease, Ledger, Retention, Saved, Saver
 from xgenvideo.checkpoint.run import CHECKPOINTS
-from xgenvideo.data.loader import SPLIT
+from xgenvideo.data.making import SPLIT
 from xgenvideo.errors import TrainError
 from xgenvideo.train.log import Log, Silent
 from xgenvideo.train.resume import Training, find_checkpoint, restore, snapshot_of
@@ -35,7 +35,7 @@ class Keeper:
     def note(self) -> None:
         """Write down which samples this rank read for the step that is done."""
         read = self.training.loader.last
-        self._ledger.add(self.training.step, read.position, read.keys, read.substituted)
+        self._ledger.add(self.training.step, read.position, read.keys, read.substituted, read.bad)
 
     def save(self, kind: str = PERMANENT) -> None:
         """Save this step in the background, once log and ledger are on disk: they may be ahead of a checkpoint, never

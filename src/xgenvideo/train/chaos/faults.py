@@ -1,6 +1,7 @@
 """Every fault but the kills and the damage: each runs a job, hurts it, and says whether its promise held."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -82,6 +83,21 @@ def stop(trial: Trial) -> list[Verdict]:
     end = end_of(out, trial.whole_two)
     held = ended and end.same and end.steps_redone_max == 0
     return [Verdict("sigterm", "bitwise", held, "" if held else f"exit codes {codes}, {end}")]
+
+
+def worker_kill(trial: Trial) -> list[Verdict]:
+    """SIGKILL to every loader process of a rank: others take their place, and no sample is lost."""
+    out, log = trial.out("worker"), trial.log("worker")
+    with Job(override(trial.two, ["data.workers=1"]), out, log) as job:
+        saved_once(job)
+        killed = job.loader_processes(1)
+        for process in killed:
+            os.kill(process, signal.SIGKILL)
+        codes = job.wait()
+        again = "its processes are started again" in job.told()
+    end = end_of(out, trial.whole_two)
+    held = bool(killed) and again and codes == [0, 0] and end.same
+    return [Verdict("worker_kill", "exactly once", held, "" if held else f"{killed}, {codes}, {again}, {end}")]
 
 
 def second_job(trial: Trial) -> list[Verdict]:
@@ -172,6 +188,7 @@ def disk(trial: Trial) -> list[Verdict]:
 FAULTS: dict[str, Callable[[Trial], list[Verdict]]] = {
     "hang": hang,
     "stop": stop,
+    "worker_kill": worker_kill,
     "second_job": second_job,
     "nan": nan,
     "slow": slow,

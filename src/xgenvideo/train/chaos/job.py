@@ -60,6 +60,16 @@ class Job:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, number)
 
+    def loader_processes(self, rank: int) -> list[int]:
+        """The process ids of a rank's loader workers: children of the server that the rank starts them from."""
+        children: dict[int, list[int]] = {}
+        for status in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                parent = int(status.read_text(encoding="utf-8").rpartition(")")[2].split()[1])
+                children.setdefault(parent, []).append(int(status.parent.name))
+        own = self.ranks[rank].pid or 0
+        return [worker for server in children.get(own, []) for worker in children.get(server, [])]
+
     def kill(self, first: int = 0, apart_seconds: float = 0.0) -> bool:
         """SIGKILL `first`, the others a moment later; whether any of them was still running."""
         running = self.running
