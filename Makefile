@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo planner-report parity chaos test check bench bench-checkpoints bench-infer bench-placement lock format clean
+.PHONY: setup demo planner-report parity chaos test check bench bench-step bench-frames bench-checkpoints bench-infer bench-placement lock format clean
 
 setup: $(STAMP)
 
@@ -46,6 +46,12 @@ bench: $(STAMP)
 
 bench-placement: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python bench/placement.py $(ARGS)
+
+bench-frames: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python bench/frames.py $(ARGS)
+
+bench-step: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python bench/step.py $(ARGS)
 
 bench-checkpoints: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python bench/checkpoints.py $(ARGS)

@@ -51,6 +51,7 @@ def test_config() -> None:
         "ObjectiveConfig",
         "OptimizerConfig",
         "ResamplerConfig",
+        "RopeScaling",
         "RunConfig",
         "SafetyConfig",
         "TrainConfig",

@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from xgenvideo.data.video import nearest_frames, probe, sample_video, sniff_container
+from xgenvideo.data.container import sniff_container
+from xgenvideo.data.video import nearest_frames, probe, sample_video, sample_windows
 from xgenvideo.errors import ConfigError, MediaError
 
 
@@ -208,3 +209,25 @@ def test_a_picture_is_no_video(tmp_path: Path) -> None:
     path.write_bytes(cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes())
     with pytest.raises(MediaError, match="unknown_container"):
         sniff_container(path)
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        [i / 5 for i in range(55)],
+        [0.0, 0.1, 0.2, 3.1, 3.9, 4.0, 4.1, 9.7, 11.3],
+        [0.0, 7.9],
+        [0.0],
+    ],
+    ids=["steady", "variable", "sparse", "one"],
+)
+def test_windows_read_in_one_pass_are_those_sampled_alone(tmp_path: Path, times: list[float]) -> None:
+    path = write_video(tmp_path / "long.mp4", times)
+    windows = list(sample_windows(path, fps=2.0, frames=4, short_side=32))
+    for number, window in enumerate(windows):
+        alone = sample_video(path, 2.0, 4, start=number * 4 / 2.0, short_side=32)
+        assert np.array_equal(window.frames, alone.frames)
+        assert np.array_equal(window.pts, alone.pts)
+        assert window.seconds == alone.seconds
+    with pytest.raises(MediaError, match="too_short"):
+        sample_video(path, 2.0, 4, start=len(windows) * 4 / 2.0)

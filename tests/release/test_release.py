@@ -16,7 +16,6 @@ from xgenvideo.data.dataset import Dataset, sha256_of
 from xgenvideo.data.shards import write_dataset
 from xgenvideo.data.tokenizer import Tokenizer
 from xgenvideo.errors import CheckpointError, ConfigError, DataError, ReleaseError
-from xgenvideo.evaluate.run import evaluate
 from xgenvideo.infer.probe import logits_digest
 from xgenvideo.infer.release import DESCRIPTION, INDEX, identity_of, load_release
 from xgenvideo.models.video_lm import VideoLM, trainable_state
@@ -24,45 +23,6 @@ from xgenvideo.models.vision import encoder_hash
 from xgenvideo.plan.parameters import parameters
 from xgenvideo.release.export import export, portable
 from xgenvideo.release.weights import split, write_weights
-
-STEP = 7
-
-
-@pytest.fixture(scope="module")
-def run(
-    tmp_path_factory: pytest.TempPathFactory,
-    small_model: VideoLM,
-    small_config: RunConfig,
-    twins_tokenizer: Tokenizer,
-    twins_dataset: Dataset,
-) -> Path:
-    """A run folder as training leaves it."""
-    folder = tmp_path_factory.mktemp("run")
-    config = override(small_config, [f"data.shards={twins_dataset.folder}"])
-    twins_tokenizer.save(folder / "tokenizer.json")
-    lines = [
-        {"step": step, "loss_next_token": None if step == 1 else 5 - step / 10, "loss_contrastive": 2.0, "mfu": 0.25}
-        for step in range(1, 13)
-    ]
-    peak = {"flops_per_second": 1.5e11, "source": "measured: fp32 matrix product"}
-    (folder / "machine.json").write_text(json.dumps(peak), encoding="utf-8")
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    state = {"encoder_hash": encoder_hash(small_model.vision), "loader": {"fingerprint": twins_dataset.fingerprint}}
-    save(folder / "checkpoints", Snapshot(STEP, config, {"model": trainable_state(small_model)}, state), keep=2)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def evaluation(
-    small_model: VideoLM, twins_tokenizer: Tokenizer, twins_dataset: Dataset, small_config: RunConfig
-) -> dict[str, Any]:
-    return evaluate(small_model, twins_tokenizer, twins_dataset, small_config, limit=4)
-
-
-@pytest.fixture(scope="module")
-def release(run: Path, evaluation: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A release in shards of at most 200 kB; `export` has loaded it in a fresh process."""
-    return export(run, tmp_path_factory.mktemp("out") / "release", evaluation=evaluation, max_shard_bytes=200_000)
 
 
 def copied(release: Path, folder: Path) -> Path:
@@ -94,16 +54,18 @@ def test_the_release_computes_what_the_run_does_bit_for_bit(release: Path, run: 
 
 
 def test_the_config_names_no_place_on_the_trainers_disk(release: Path, run: Path) -> None:
-    text = (release / "config.json").read_text()
+    text = (release / "run.json").read_text() + (release / "config.json").read_text()
     config = load_run(run).config
     assert config.data.shards
-    assert configs.load(release / "config.json").data.shards == ""
+    assert configs.load(release / "run.json").data.shards == ""
     assert config.data.shards not in text
     moved = override(config, ["model.vision.weights=/somewhere/encoder"])
     assert portable(moved).model.vision.weights == "encoder"
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "README.md", "model-00001-of-*.safetensors", INDEX])
+@pytest.mark.parametrize(
+    "name", ["config.json", "run.json", "tokenizer.json", "README.md", "model-00001-of-*.safetensors", INDEX]
+)
 def test_one_changed_byte_is_refused(release: Path, tmp_path: Path, name: str) -> None:
     folder = copied(release, tmp_path / "copy")
     path = next(folder.glob(name))
@@ -170,7 +132,7 @@ def test_the_card_states_what_was_measured_and_nothing_else(
     assert "Sources, in clips: scene 32." in card
     assert "still 3" in card
     assert "CC0-1.0 32" in card
-    assert f"Steps: {STEP} of" in card
+    assert "Steps: 7 of" in card
     for target in ("44.5", "H100", "30.2", "30,202,772,625", "150 million"):
         assert target not in card
 

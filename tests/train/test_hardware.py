@@ -30,6 +30,7 @@ CPU = World(0, 1, torch.device("cpu"))
         ["layout.microbatch_pairs=1", "train.recompute=full"],
         ["layout.microbatch_pairs=2", "train.recompute=selective"],
         ["train.recompute=full"],
+        ["layout.microbatch_pairs=1", "train.recompute_budget_gib=0.0008"],
         ["layout.microbatch_pairs=1", "objective.contrastive_scope=microbatch"],
     ],
 )

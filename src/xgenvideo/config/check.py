@@ -108,6 +108,10 @@ def _check_run(config: RunConfig) -> None:
 def _check_train(train: TrainConfig) -> None:
     _rule(train.precision in PRECISIONS, "train.precision", train.precision, "no such precision", PRECISIONS)
     _rule(train.recompute in RECOMPUTE, "train.recompute", train.recompute, "no such way", RECOMPUTE)
+    budget, way = train.recompute_budget_gib, train.recompute
+    _rule(budget >= 0, "train.recompute_budget_gib", budget, "must be 0 or more GiB; 0 for no budget")
+    _rule(not budget or way == "none", "train.recompute", way, "is chosen by train.recompute_budget_gib", ["none"])
+    _rule(not train.fp8 or train.precision == "bf16", "train.precision", train.precision, "train.fp8 wants", ["bf16"])
     for name in ("steps", "global_batch_pairs", "save_every_steps", "log_every_steps"):
         _rule(getattr(train, name) >= 1, f"train.{name}", getattr(train, name), "must be at least 1")
     for name in ("startup_timeout_seconds", "step_timeout_seconds"):
@@ -124,8 +128,9 @@ def _check_layout(config: RunConfig) -> None:
     _rule(layout.schedule in SCHEDULES, "layout.schedule", layout.schedule, "no such schedule", SCHEDULES)
     if layout.schedule in SPLIT_BACKWARD and layout.pipeline > 1:
         rule = f"does not go with layout.schedule = {layout.schedule}, which runs the backward in two parts"
-        _rule(config.train.recompute == "none", "train.recompute", config.train.recompute, rule, ["none"])
-        _rule(not config.train.compile, "train.compile", config.train.compile, rule, [False])
+        for name, needed in (("recompute", "none"), ("recompute_budget_gib", 0.0), ("compile", False), ("fp8", False)):
+            value = getattr(config.train, name)
+            _rule(value == needed, f"train.{name}", value, rule, [needed])
     kinds = ("zero1", "replicate")
     _rule(layout.data_parallel in kinds, "layout.data_parallel", layout.data_parallel, "no such way", kinds)
     replica = layout.data * layout.microbatch_pairs

@@ -183,8 +183,11 @@ class TrainConfig:
 
     "fp64" computes everything in double precision: for comparing layouts, not for training. `recompute`: what of a
     decoder block is made again in the backward instead of kept: "none", "selective" (all but matrix products and
-    attention) or "full". `compile`: torch.compile for each decoder block. A job whose ranks do not meet and end their
-    first step within `startup_timeout_seconds`, or any later one within `step_timeout_seconds`, has hung and ends.
+    attention) or "full"; `recompute_budget_gib` chooses it block by block instead, so that what a rank keeps of its
+    decoder blocks is at most so many GiB by the planner's formula (0: no budget). `compile`: torch.compile for each
+    decoder block. `fp8`: matrix products of decoder blocks in 8-bit floating point, on GPUs that can. A job whose ranks
+    do not meet and end their first step within `startup_timeout_seconds`, or any later one within
+    `step_timeout_seconds`, has hung and ends.
     `wandb_project`: the W&B project that logs the run too, beside metrics.jsonl and TensorBoard; "" for none.
     """
 
@@ -199,7 +202,9 @@ class TrainConfig:
     threads: int = 0
     stop_after_steps: int = 0
     recompute: str = "none"
+    recompute_budget_gib: float = 0.0
     compile: bool = False
+    fp8: bool = False
     startup_timeout_seconds: float = 1800.0
     step_timeout_seconds: float = 600.0
     wandb_project: str = ""

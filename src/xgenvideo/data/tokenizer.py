@@ -40,12 +40,16 @@ class Tokenizer:
         """The text of the ids; special tokens are left out, ids beyond the vocabulary give nothing."""
         return self._engine.decode([int(number) for number in ids], skip_special_tokens=True)
 
+    def to_json(self) -> str:
+        """The file that `load` and Hugging Face's libraries read."""
+        return self._engine.to_str(pretty=True)
+
     def save(self, path: Path) -> None:
         """Write as JSON: temporary name, fsync, rename."""
         path = Path(path)
         temporary = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
         with open(temporary, "w", encoding="utf-8") as file:
-            file.write(self._engine.to_str(pretty=True))
+            file.write(self.to_json())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

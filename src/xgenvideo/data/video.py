@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import av
 import av.error
@@ -20,14 +20,13 @@ from av.video.reformatter import Interpolation
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from xgenvideo.data.container import check_complete, sniff_container
 from xgenvideo.errors import ConfigError, MediaError
 from xgenvideo.records import SampledVideo
 
 MAX_PIXELS = 64 * 2**20  # a 8192 x 8192 frame; larger ones are refused before one is decoded
 MAX_SIDE = 16384 - 1
 MAX_TIMED_FRAMES = 4_000_000  # 37 hours at 30 FPS: bounds the memory of the timestamp index
-_MOV_BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp"})
-_ASF_GUID = bytes.fromhex("3026b2758e66cf11")
 
 
 @dataclass(frozen=True)
@@ -71,101 +70,6 @@ class _Index:
         return set(self.groups[wanted].tolist()) | set(np.maximum(before, 0).tolist())
 
 
-def sniff_container(path: Path) -> str:
-    """Name of the demuxer that the first bytes call for. Raises MediaError (empty_file, not_a_video, ...)."""
-    try:
-        if not path.is_file():
-            raise MediaError("missing_file", path)
-        with path.open("rb") as file:
-            head = file.read(1024)
-    except OSError as error:
-        raise MediaError("missing_file", path, error.strerror or str(error)) from error
-    if not head:
-        raise MediaError("empty_file", path)
-    name = _container_name(head)
-    if name is None:
-        text = not any(byte < 9 for byte in head)
-        raise MediaError("not_a_video" if text else "unknown_container", path, "its first bytes are of no known video")
-    return name
-
-
-def _container_name(head: bytes) -> str | None:
-    if head[4:8] in _MOV_BOXES:
-        return "mov"
-    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
-        return "avi"
-    if head[0] == 0x47 and len(head) > 376 and head[188] == 0x47 and head[376] == 0x47:
-        return "mpegts"
-    prefixes = {
-        b"\x1aE\xdf\xa3": "matroska",
-        b"FLV\x01": "flv",
-        b"OggS": "ogg",
-        b"\x00\x00\x01\xba": "mpeg",
-        b"\x00\x00\x01\xb3": "mpegvideo",
-        b"GIF8": "gif",
-        _ASF_GUID: "asf",
-    }
-    return next((name for prefix, name in prefixes.items() if head.startswith(prefix)), None)
-
-
-def _check_complete(file: BinaryIO, container: str, path: Path) -> None:
-    """Raise `truncated` when the outermost element is longer than the file: decoders stop early and say nothing."""
-    size = file.seek(0, 2)
-    if container == "mov":
-        missing = _mov_missing(file, size)
-    elif container == "avi":
-        file.seek(4)
-        missing = "end" if int.from_bytes(file.read(4), "little") + 8 > size else ""
-    elif container == "matroska":
-        missing = _matroska_missing(file, size)
-    else:
-        missing = ""
-    file.seek(0)
-    if missing:
-        raise MediaError("truncated", path, f"{size} bytes, the {missing} is missing")
-
-
-def _mov_missing(file: BinaryIO, size: int) -> str:
-    offset = 0
-    names: set[bytes] = set()
-    while offset + 8 <= size and len(names) < 10_000:
-        file.seek(offset)
-        header = file.read(16)
-        length, name = int.from_bytes(header[:4], "big"), header[4:8]
-        if length == 1:
-            length = int.from_bytes(header[8:16], "big")
-        names.add(name)
-        if length == 0:
-            break
-        if length < 8 or offset + length > size:
-            # Trailing junk after a complete film is common; a film that lacks its end is not usable.
-            return "" if {b"moov", b"mdat"} <= names - {name} else f"end of {name!r}"
-        offset += length
-    return "" if b"moov" in names else "moov box"
-
-
-def _matroska_missing(file: BinaryIO, size: int) -> str:
-    def number(offset: int, keep_marker: bool) -> tuple[int, int]:
-        file.seek(offset)
-        head = file.read(8)
-        if not head or head[0] == 0:
-            return 0, 0
-        length = 9 - head[0].bit_length()
-        value = int.from_bytes(head[:length], "big")
-        if not keep_marker:
-            value &= (1 << 7 * length) - 1
-        return value, length
-
-    header, width = number(4, keep_marker=False)
-    start = 4 + width + header
-    identity, id_width = number(start, keep_marker=True)
-    length, length_width = number(start + id_width, keep_marker=False)
-    unknown = (1 << 7 * length_width) - 1  # a live recording: its length was never written
-    if identity != 0x18538067 or length_width == 0:
-        return "segment"
-    return "end of the segment" if length != unknown and start + id_width + length_width + length > size else ""
-
-
 def _refuse_open(*unused: Any) -> Any:
     raise PermissionError("a video may not open another file")
 
@@ -175,7 +79,7 @@ def _open_video(path: Path, threads: int) -> Iterator[tuple[InputContainer, Vide
     """The container and its video stream, with sizes checked. Every failure is a MediaError with a reason code."""
     name = sniff_container(path)
     with path.open("rb") as file:
-        _check_complete(file, name, path)
+        check_complete(file, name, path)
         options = {"protocol_whitelist": "file", "format_whitelist": name}
         try:
             with av.open(file, "r", format=name, container_options=options, io_open=_refuse_open) as container:
@@ -318,6 +222,38 @@ def probe_and_sample(
             raise MediaError("decode_failed", path, "the frame size changes inside the video")
         sampled = SampledVideo(np.stack(frames), index.seconds[wanted], wanted, index.total)
         return _facts(container, stream, index, rotation), sampled
+
+
+def sample_windows(
+    path: Path, fps: float = 2.0, frames: int = 64, short_side: int | None = None, threads: int = 1
+) -> Iterator[SampledVideo]:
+    """The windows of a whole video: window w is what `sample_video` takes from w * frames / fps seconds on.
+
+    The file is decoded once, from its start to its end, and one window is held at a time. Raises as `sample_video`.
+    """
+    path = Path(path)
+    if not (np.isfinite(fps) and fps > 0 and frames >= 1):
+        raise ConfigError("sample_windows", (fps, frames), "fps > 0 and frames >= 1")
+    with _open_video(path, threads) as (container, stream):
+        index = _index(container, stream, path)
+    # Starts as products: sums would drift from what a window sampled alone has.
+    starts = (number * frames / fps for number in range(int(index.total * fps / frames) + 1))
+    planned = [nearest_frames(index.seconds, fps, frames, start) for start in starts]
+    windows = [window for window in planned if len(window)]
+    wanted = np.unique(np.concatenate(windows))
+    with _open_video(path, threads) as (container, stream):
+        numbered = zip(wanted.tolist(), _decode(container, stream, index, wanted, path), strict=True)
+        held: dict[int, NDArray[np.uint8]] = {}
+        for window in windows:
+            while window[-1] not in held:
+                number, frame = next(numbered)
+                held[number] = _upright(frame, stream, short_side, path)
+            pictures = [held[number] for number in window.tolist()]
+            if len({picture.shape for picture in pictures}) > 1:
+                raise MediaError("decode_failed", path, "the frame size changes inside the video")
+            # Between frames far apart, one may be the nearest for the end of a window and the start of the next.
+            held = {int(window[-1]): pictures[-1]}
+            yield SampledVideo(np.stack(pictures), index.seconds[window], window, index.total)
 
 
 def _facts(container: InputContainer, stream: VideoStream, index: _Index, rotation: int) -> Probe:

@@ -20,17 +20,18 @@ from xgenvideo.data import tokenizer as tokenizers
 from xgenvideo.data.dataset import sha256_of
 from xgenvideo.data.frames import fit_square
 from xgenvideo.data.tokenizer import Tokenizer
-from xgenvideo.data.video import sample_video
-from xgenvideo.errors import ConfigError, DataError, MediaError, ReleaseError
+from xgenvideo.data.video import sample_windows
+from xgenvideo.errors import ConfigError, DataError, ReleaseError
 from xgenvideo.infer.generate import caption_prompt, generate, question_ids
 from xgenvideo.infer.likelihood import log_likelihoods, option_documents
 from xgenvideo.models.video_lm import VideoLM
 from xgenvideo.records import SampledVideo
 
-FORMAT, VERSION = "xgenvideo-release", 1
+FORMAT, VERSION = "xgenvideo-release", 2
 DESCRIPTION = "release.json"
 INDEX = "model.safetensors.index.json"
-CONFIG, TOKENIZER, PROCESSOR = "config.json", "tokenizer.json", "preprocessor_config.json"
+# config.json is transformers'; the run's own config is beside it.
+CONFIG, TOKENIZER, PROCESSOR = "run.json", "tokenizer.json", "processor_config.json"
 REQUIRED = (INDEX, CONFIG, TOKENIZER, PROCESSOR)
 # As in curation: what the frames of the training shards are reduced to before the encoder's size.
 SHORT_SIDE = 256
@@ -72,19 +73,12 @@ class Release:
     def windows(self, video: Path) -> Iterator[Window]:
         """Windows of `data.frames` frames at `data.fps`, one after the other, each with its own start time.
 
-        Raises MediaError with a reason code for a file that cannot be read.
+        The file is decoded once. Raises MediaError with a reason code for a file that cannot be read.
         """
         frames, fps = self.config.data.frames, self.config.data.fps
-        number, seconds = 0, float("inf")
-        while (start := number * frames / fps) < seconds:
-            try:
-                taken = sample_video(video, fps, frames, start, short_side=int(self.processor["short_side"]))
-            except MediaError as error:
-                if number and error.reason == "too_short":
-                    return
-                raise
-            yield self._window(start, taken)
-            number, seconds = number + 1, taken.seconds
+        taken = sample_windows(video, fps, frames, int(self.processor["short_side"]))
+        for number, window in enumerate(taken):
+            yield self._window(number * frames / fps, window)
 
     def _window(self, start: float, taken: SampledVideo) -> Window:
         size = self.config.model.vision.image_size

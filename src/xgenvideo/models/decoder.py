@@ -5,7 +5,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from xgenvideo.config import DecoderConfig
-from xgenvideo.models.layers import SwiGLU, attend, document_mask, rotary, rotate
+from xgenvideo.models.layers import SwiGLU, attend, rotary, rotate, text_mask
 
 
 class Decoder(nn.Module):
@@ -27,7 +27,7 @@ class Decoder(nn.Module):
         """tokens, positions, documents [B T] -> hidden [B T D] of the unimodal lower half."""
         x: Tensor = self.embedding(tokens)
         cos, sin = rotary(positions, self.config)
-        mask = document_mask(documents)
+        mask = text_mask(documents, x.dtype)
         for i in range(self.config.lower_layers):
             x = self.layers[str(i)](x, cos, sin, mask)
         return x
@@ -37,7 +37,7 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """hidden x [B T D], latents [B Q Dr] or None, sees_video [B T] -> normed hidden [B T D], ready for `head`."""
         cos, sin = rotary(positions, self.config)
-        mask = document_mask(documents)
+        mask = text_mask(documents, x.dtype)
         for i in range(self.config.lower_layers, self.config.depth):
             if latents is not None and str(i) in self.cross:
                 x = self.cross[str(i)](x, latents, sees_video)
@@ -71,15 +71,15 @@ class SelfBlock(nn.Module):
         self.mlp_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.mlp = SwiGLU(config.width, config.mlp)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
-        """x [B T D], cos and sin [B 1 T hd], mask [B 1 T T] True where a token may look -> [B T D]."""
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+        """x [B T D], cos and sin [B 1 T hd], mask [B 1 T T] of `text_mask` -> [B T D]."""
         normed = self.attention_norm(x)
         q, k, v = (
             rearrange(part, "b t (h e) -> b h t e", e=self.head_size)
             for part in (self.q(normed), self.k(normed), self.v(normed))
         )
         q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
-        x = x + self.out(attend(q, k, v, mask))
+        x = x + self.out(attend(q, k, v, mask, causal=mask is None))
         result: Tensor = x + self.mlp(self.mlp_norm(x))
         return result
 
@@ -128,8 +128,9 @@ class CrossBlock(nn.Module):
 
     def attend_to(self, x: Tensor, memory: tuple[Tensor, Tensor], sees_video: Tensor) -> Tensor:
         """As `forward`, with the keys and values that `read_latents` gave."""
+        # A gate times what a token may see is one number a token.
         may_see = sees_video[..., None].to(x.dtype)
         q = rearrange(self.q(self.attention_norm(x)), "b t (h e) -> b h t e", e=self.head_size)
-        x = x + may_see * self.attention_gate(self.out(attend(self.q_norm(q), *memory, None)))
-        result: Tensor = x + may_see * self.mlp_gate(self.mlp(self.mlp_norm(x)))
+        x = x + self.attention_gate(may_see) * self.out(attend(self.q_norm(q), *memory, None))
+        result: Tensor = x + self.mlp_gate(may_see) * self.mlp(self.mlp_norm(x))
         return result

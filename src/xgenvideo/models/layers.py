@@ -54,14 +54,26 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x * cos + torch.cat((-right, left), dim=-1) * sin).to(x.dtype)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
     """Scaled dot-product attention, q [B H T hd], k and v [B K S hd] with K dividing H -> [B T H*hd].
 
-    `mask` is boolean, True where a query may look.
+    `mask` is True where a query may look, or what is added to the scores; with `causal` there is none to give.
     """
     grouped = q.shape[1] != k.shape[1]
-    out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+    out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
     return rearrange(out, "b h t e -> b t (h e)")
+
+
+def text_mask(documents: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """What causal self-attention over packed texts adds to its scores [B 1 T T], made once for all layers.
+
+    None for rows of one document each, where plain causal attention is the same and half the work. Only a CPU looks:
+    on a GPU the question would make the host wait.
+    """
+    if documents.device.type == "cpu" and bool((documents.diff(dim=1) <= 0).all() & (documents <= 0).all()):
+        return None
+    mask = document_mask(documents)
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
 
 
 def document_mask(documents: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from xgenvideo.models.initial import Box, starting_value
 from xgenvideo.models.video_lm import VideoLM
 from xgenvideo.models.vision import build_vision
 from xgenvideo.models.warm_start import LanguageWeights
+from xgenvideo.parallel.fp8 import check_fp8, use_fp8
 from xgenvideo.parallel.pipeline import Pipeline, stream_dtype
 from xgenvideo.parallel.shards import Piece, Value, box_of, materialise, pieces_of, shard_modules
 from xgenvideo.parallel.stage import TextStage
@@ -18,6 +19,7 @@ from xgenvideo.parallel.text import PipedDecoder, TextWorld, WholeDecoder
 from xgenvideo.parallel.visual import Trunk, VisualWorld
 from xgenvideo.parallel.world import World
 from xgenvideo.plan.pipeline import Stage, cut, rank_of
+from xgenvideo.plan.recompute import recompute_ways
 
 
 @dataclass(eq=False)
@@ -116,8 +118,13 @@ def keep_only(model: VideoLM, held: list[nn.Module]) -> None:
 
 def split(texts: list[TextStage], trunk: Trunk, config: RunConfig, world: World) -> None:
     """Cut the decoder over the tensor axis, then shard everything: ZeRO-1 over data ranks, the trunk over all ranks."""
+    ways = recompute_ways(config)
+    if config.train.fp8:
+        check_fp8(config, world.device)
     for stage in texts:
-        stage.recompute = config.train.recompute
+        stage.recompute = ways
+        if config.train.fp8:
+            use_fp8(stage)
         if config.train.compile:
             for block in stage.blocks.values():
                 block.compile()

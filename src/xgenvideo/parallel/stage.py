@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from xgenvideo.models.decoder import CrossBlock
-from xgenvideo.models.layers import document_mask, rotary
+from xgenvideo.models.layers import rotary, text_mask
 from xgenvideo.models.video_lm import AtCaptionEnd, VideoLM, unit_text_embedding
 from xgenvideo.objectives import next_token_loss
 from xgenvideo.plan.pipeline import Stage
@@ -20,6 +20,7 @@ KEPT = (
     _ATEN.mm.default,
     _ATEN.bmm.default,
     _ATEN.addmm.default,
+    _ATEN._scaled_mm.default,
     _ATEN._scaled_dot_product_flash_attention.default,
     _ATEN._scaled_dot_product_flash_attention_for_cpu.default,
     _ATEN._scaled_dot_product_efficient_attention.default,
@@ -126,7 +127,7 @@ class TextStage(nn.Module):
             self.at_caption_end = AtCaptionEnd()
         self.norm: nn.Module | None = decoder.norm if self.last else None
         self.head: nn.Module | None = decoder.head if self.last else None
-        self.recompute = "none"
+        self.recompute: dict[str, str] = {}  # by block, none where it is not named
         self.feeds: list[Feed] = []
         self.valid = torch.ones(())
 
@@ -139,13 +140,13 @@ class TextStage(nn.Module):
         texts = feed.texts
         hidden, latents = self._enter(streams, feed, text_only)
         turn = rotary(texts.positions, self.config)
-        mask = document_mask(texts.documents)
+        mask = text_mask(texts.documents, hidden.dtype)
         embedding = None
         for name, block in self.blocks.items():
             if isinstance(block, CrossBlock):
-                hidden = self._run(block, hidden, latents, texts.sees_video)
+                hidden = self._run(name, hidden, latents, texts.sees_video)
             else:
-                hidden = self._run(block, hidden, *turn, mask)
+                hidden = self._run(name, hidden, *turn, mask)
             if self.embeds_text and name == f"self_{self.config.lower_layers - 1}":
                 embedding = self._embed(hidden, texts.caption_end)
                 if text_only:
@@ -161,11 +162,12 @@ class TextStage(nn.Module):
             return self.embedding(feed.texts.tokens), feed.latents
         return streams[0], streams[1] if self.reads and not text_only else None
 
-    def _run(self, block: nn.Module, *inputs: Tensor | None) -> Tensor:
-        if self.recompute == "none" or not torch.is_grad_enabled():
+    def _run(self, name: str, *inputs: Tensor | None) -> Tensor:
+        block, way = self.blocks[name], self.recompute.get(name, "none")
+        if way == "none" or not torch.is_grad_enabled():
             result: Tensor = block(*inputs)
             return result
-        options: dict[str, Any] = {"context_fn": keep_products} if self.recompute == "selective" else {}
+        options: dict[str, Any] = {"context_fn": keep_products} if way == "selective" else {}
         again: Tensor = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False, **options)
         return again
 

@@ -98,7 +98,7 @@ def _rank_memory(
 
 def compute_bytes(config: RunConfig) -> int:
     """Bytes of one number in matrix work."""
-    return 4 if config.train.precision == "fp32" else 2
+    return {"fp64": 8, "fp32": 4, "bf16": 2}[config.train.precision]
 
 
 def stage_parameters(config: RunConfig, stage: Stage) -> int:

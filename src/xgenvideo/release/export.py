@@ -5,14 +5,9 @@ import json
 import os
 import secrets
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import xgenvideo
 from xgenvideo.checkpoint import Run, load, load_run
 from xgenvideo.config import RunConfig
 from xgenvideo.data.dataset import Dataset, open_dataset, sha256_of
@@ -24,20 +19,18 @@ from xgenvideo.infer.release import (
     CONFIG,
     DESCRIPTION,
     FORMAT,
-    PROCESSOR,
-    SHORT_SIDE,
-    TOKENIZER,
     VERSION,
     identity_of,
 )
 from xgenvideo.models.video_lm import VideoLM
-from xgenvideo.models.vision import DEVIATION, MEAN, encoder_hash
+from xgenvideo.models.vision import encoder_hash
 from xgenvideo.release.card import CARD, model_card
+from xgenvideo.release.check import check_fresh, check_stranger
 from xgenvideo.release.figures import run_figures
+from xgenvideo.release.huggingface import hub_files
 from xgenvideo.release.weights import MAX_SHARD_BYTES, write_weights
 
 LICENCE = "apache-2.0"
-CHECK_SECONDS = 3600
 
 
 def export(
@@ -87,8 +80,8 @@ def write_release(
 ) -> Path:
     """Publish a model as the folder `out`, which must not be there yet; returns it.
 
-    Before the rename a fresh process loads the folder and must get the same logits, bit for bit. A death on the way
-    leaves only a folder named `OUT.tmp-*`. Raises ReleaseError.
+    Before the rename fresh processes load the folder, one with this program and one with transformers alone, and must
+    get the same logits, bit for bit. A death on the way leaves only a folder named `OUT.tmp-*`. Raises ReleaseError.
     """
     out = Path(out).absolute()
     if out.exists():
@@ -100,6 +93,7 @@ def write_release(
     try:
         _write(temporary, model, tokenizer, config, figures, max_shard_bytes, licence)
         check_fresh(temporary, logits_digest(model))
+        check_stranger(temporary, model)
         os.rename(temporary, out)
         sync(out.parent)
     finally:
@@ -129,8 +123,9 @@ def _write(
     """All files of a release; release.json, which has the hashes of the others, last."""
     write_weights(model.state_dict(), folder, max_shard_bytes)
     _write_text(folder / CONFIG, portable(config).to_json())
-    tokenizer.save(folder / TOKENIZER)
-    _write_text(folder / PROCESSOR, json.dumps(processor(config), indent=2) + "\n")
+    dtype = str(model.logit_scale.dtype).removeprefix("torch.")
+    for name, text in hub_files(portable(config), tokenizer.to_json(), tokenizer.size, dtype).items():
+        _write_text(folder / name, text)
     _write_text(folder / CARD, model_card(figures, config, licence))
     names = sorted(path.name for path in folder.iterdir())
     files = {name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size} for name in names}
@@ -153,48 +148,10 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def portable(config: RunConfig) -> RunConfig:
-    """The config without the places on the trainer's disk: shards, and the folder of encoder weights now in here."""
+    """The config without the places on the trainer's disk: shards, and folders of weights that are now in here."""
     weights = config.model.vision.weights
     if weights != "builtin:tiny" and not weights.startswith("random:"):
         weights = Path(weights).name
     vision = dataclasses.replace(config.model.vision, weights=weights)
-    model = dataclasses.replace(config.model, vision=vision)
+    model = dataclasses.replace(config.model, vision=vision, decoder_from=Path(config.model.decoder_from).name)
     return dataclasses.replace(config, model=model, data=dataclasses.replace(config.data, shards=""))
-
-
-def processor(config: RunConfig) -> dict[str, Any]:
-    """What is done to a video before the encoder sees it."""
-    size = config.model.vision.image_size
-    return {
-        "fps": config.data.fps,
-        "frames_per_window": config.data.frames,
-        "sampling": "nearest frame by presentation timestamp; long videos as consecutive windows, never padded",
-        "short_side": SHORT_SIDE,
-        "resize": "short side to short_side while decoding, then to image_size by area, then the centre square",
-        "size": {"height": size, "width": size},
-        "do_normalize": True,
-        "image_mean": list(MEAN),
-        "image_std": list(DEVIATION),
-    }
-
-
-def check_fresh(folder: Path, expected: str) -> None:
-    """Load a release in a process of its own and compare the bits of its logits. Raises ReleaseError."""
-    package = str(Path(xgenvideo.__file__).parent.parent)
-    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    done = subprocess.run(
-        [sys.executable, "-m", "xgenvideo.infer.probe", str(folder), str(torch.get_num_threads())],
-        capture_output=True,
-        text=True,
-        timeout=CHECK_SECONDS,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-        check=False,
-    )
-    if done.returncode:
-        raise ReleaseError(f"{folder}: a fresh process cannot load what was written: {done.stderr.strip()[-1000:]}")
-    found = done.stdout.strip()
-    if found != expected:
-        raise ReleaseError(
-            f"{folder}: a fresh process computes other logits ({found[:12]}) than the trained model ({expected[:12]}); "
-            "nothing was released"
-        )

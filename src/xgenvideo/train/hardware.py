@@ -3,6 +3,7 @@
 from xgenvideo.config import RunConfig
 from xgenvideo.parallel.layout import Layout
 from xgenvideo.plan.flops import pair_forward
+from xgenvideo.plan.recompute import recompute_ways
 
 
 def extra_flops(config: RunConfig, text_tokens: int, frames: float) -> float:
@@ -24,7 +25,7 @@ def _text_pass(config: RunConfig, text_tokens: int) -> float:
 
 
 def _again(config: RunConfig, text_tokens: int, frames: float) -> float:
-    """Decoder blocks under train.recompute = "full", and the trunk of ranks that resample several microbatches.
+    """Decoder blocks whose recomputation is "full", and the trunk of ranks that resample several microbatches.
 
     Recomputing stops at the last value that is needed, which leaves out a self block's last product.
     """
@@ -33,10 +34,10 @@ def _again(config: RunConfig, text_tokens: int, frames: float) -> float:
     shares = [len(layout.share(number, pairs)) for number in range(layout.ranks)]
     resampled = sum(share for share in shares if share > config.layout.microbatch_pairs)
     trunk = forward.resampler + forward.pool_and_projections - 2 * decoder.width * model.embedding
-    blocks = 0.0
-    if config.train.recompute == "full":
-        last = 2.0 * text_tokens * decoder.width * decoder.mlp
-        blocks = decoder.depth * (forward.self_block_quadratic - last) + decoder.cross_blocks * forward.cross_block
+    full = [name for name, way in recompute_ways(config).items() if way == "full"]
+    crosses = sum(name.startswith("cross_") for name in full)
+    last = 2.0 * text_tokens * decoder.width * decoder.mlp
+    blocks = (len(full) - crosses) * (forward.self_block_quadratic - last) + crosses * forward.cross_block
     return resampled * trunk + pairs * blocks
 
 
