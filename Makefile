@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo planner-report parity chaos test check bench bench-step bench-frames bench-checkpoints bench-infer bench-placement lock format clean
+.PHONY: setup demo planner-report parity chaos test check bench bench-startup bench-gpu bench-step bench-frames bench-checkpoints bench-infer bench-placement lock format clean
 
 setup: $(STAMP)
 
@@ -41,8 +41,15 @@ chaos: $(STAMP)
 parity: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python bench/parity.py $(ARGS)
 
-bench: $(STAMP)
+# Every bench that ends in minutes, then the table of docs/benchmarks.md; about 20 minutes on two cores.
+bench: bench-startup bench-step bench-checkpoints bench-infer bench-placement bench-frames
+	$(BIN)/python bench/collect.py
+
+bench-startup: $(STAMP)
 	$(BIN)/python bench/startup.py
+
+bench-gpu: $(STAMP)
+	$(BIN)/python bench/gpu.py $(ARGS)
 
 bench-placement: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python bench/placement.py $(ARGS)

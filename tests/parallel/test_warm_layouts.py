@@ -58,3 +58,15 @@ def test_layouts_start_from_a_checkpoint_as_one_process_does(
     assert found.pop("")[0] > 0.1, "the checkpoint changes the losses"
     assert list(found) == layouts
     assert all(loss <= 1e-12 and weight <= 1e-11 for loss, weight in found.values()), found
+
+
+def test_a_checkpoint_of_other_sizes_is_one_sentence_before_ranks_start(tmp_path: Path) -> None:
+    folder = written("qwen3", tmp_path / "checkpoint")
+    command = [sys.executable, "-m", "xgenvideo", "train", "tiny", f"model.decoder_from={folder}"]
+    two = ["layout.data=2", "layout.microbatch_pairs=16", "--processes", "2", "--out", str(tmp_path / "run")]
+    for more in (two, ["--dry-run", "--world", "1"]):
+        done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 2
+        [line] = done.stderr.splitlines()
+        assert "model.decoder.width = 128: is 32 in" in line
+        assert not (tmp_path / "run").exists()

@@ -18,7 +18,7 @@ from xgenvideo.infer.generate import generate, question_ids
 from xgenvideo.infer.release import load_release
 from xgenvideo.models.video_lm import VideoLM
 from xgenvideo.release.assemble import hub_code
-from xgenvideo.release.check import check_stranger
+from xgenvideo.release.check import check_stranger, probe_tensors
 from xgenvideo.release.hub import axes
 
 QUESTIONS = ("Which appears first?", "Which way does it move, and how often?")
@@ -104,12 +104,12 @@ def test_an_export_that_drops_or_changes_anything_is_refused(
     release: Path, small_model: VideoLM, tmp_path: Path, old: str, new: str
 ) -> None:
     with pytest.raises(ReleaseError, match=r"missing_keys|differing|cannot load"):
-        check_stranger(copied(release, tmp_path / "copy", {old: new}), small_model)
+        check_stranger(copied(release, tmp_path / "copy", {old: new}), probe_tensors(small_model))
 
 
 def test_a_prefix_that_names_a_part_drops_no_weight(release: Path, small_model: VideoLM, tmp_path: Path) -> None:
     changes = {'base_model_prefix = "xgenvideo"': 'base_model_prefix = "decoder"'}
-    check_stranger(copied(release, tmp_path / "copy", changes), small_model)
+    check_stranger(copied(release, tmp_path / "copy", changes), probe_tensors(small_model))
 
 
 def test_released_code_names_no_package_but_its_own_few() -> None:

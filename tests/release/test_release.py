@@ -22,7 +22,7 @@ from xgenvideo.models.video_lm import VideoLM, trainable_state
 from xgenvideo.models.vision import encoder_hash
 from xgenvideo.plan.parameters import parameters
 from xgenvideo.release.export import export, portable
-from xgenvideo.release.weights import split, write_weights
+from xgenvideo.release.weights import in_memory, split, write_weights
 
 
 def copied(release: Path, folder: Path) -> Path:
@@ -180,11 +180,18 @@ def test_a_folder_that_is_no_run_cannot_be_released(tmp_path: Path) -> None:
 
 def test_shards_hold_every_tensor_once(tmp_path: Path) -> None:
     state = {f"t{i}": torch.full((i + 1,), float(i)) for i in range(6)}
-    assert list(split(state, 12)) == [["t0", "t1"], ["t2"], ["t3"], ["t4"], ["t5"]]
-    write_weights(state, tmp_path, max_shard_bytes=40)
+    sizes = {name: tensor.nbytes for name, tensor in state.items()}
+    assert list(split(sizes, 12)) == [
+        ["t0", "t1"],
+        ["t2"],
+        ["t3"],
+        ["t4"],
+        ["t5"],
+    ]
+    write_weights(in_memory(state), tmp_path, max_shard_bytes=40)
     index = json.loads((tmp_path / INDEX).read_text())
     assert index["metadata"]["total_size"] == 4 * 21
     read = {name: load_file(tmp_path / shard)[name] for name, shard in index["weight_map"].items()}
     assert all(torch.equal(read[name], state[name]) for name in state)
     with pytest.raises(ConfigError):
-        write_weights(state, tmp_path, max_shard_bytes=0)
+        write_weights(in_memory(state), tmp_path, max_shard_bytes=0)

@@ -181,22 +181,15 @@ def _write_evaluation(run: Path, figures: dict[str, Any]) -> None:
 
 def export(parsed: argparse.Namespace) -> None:
     """Write a release of a run's newest checkpoint; the card holds the run's own figures, measured or none."""
-    from xgenvideo.checkpoint import load_run
-    from xgenvideo.data.dataset import open_dataset
-    from xgenvideo.release.export import write_release
-    from xgenvideo.release.figures import run_figures
+    from xgenvideo.release.export import export as export_run
 
     run = Path(parsed.run)
-    trained = load_run(run)
     evaluation = None
     if (run / "evaluation.json").is_file():
         evaluation = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     else:
         _note(f"{run} has no evaluation.json, so the model card will have no evaluation: run `xgv evaluate` first")
-    shards = Path(trained.config.data.shards)
-    dataset = open_dataset(shards) if (shards / "dataset.json").is_file() else None
-    figures = run_figures(run, trained.step, trained.config, trained.model, dataset, evaluation)
-    print(write_release(trained.model, trained.tokenizer, trained.config, figures, Path(parsed.out)))
+    print(export_run(run, Path(parsed.out), evaluation=evaluation))
 
 
 def generate(parsed: argparse.Namespace) -> None:

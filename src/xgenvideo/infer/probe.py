@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -39,8 +40,13 @@ def logits_digest(model: VideoLM) -> str:
 
 def weights_digest(model: VideoLM) -> str:
     """SHA-256 over names, shapes and bits of all weights: equal for equal models on every machine."""
+    return tensors_digest(sorted(model.state_dict().items()))
+
+
+def tensors_digest(named: Iterable[tuple[str, Tensor]]) -> str:
+    """`weights_digest` of tensors that come one at a time, sorted by name."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in named:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(_bits(tensor))
     return digest.hexdigest()

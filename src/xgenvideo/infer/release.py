@@ -52,6 +52,22 @@ class Window:
 
 
 @dataclass(frozen=True, repr=False)
+class Watched:
+    """What is kept of a video. latents [W Q Dr] of its windows, and the seconds that each spans."""
+
+    latents: Tensor
+    spans: tuple[tuple[float, float], ...]
+
+    @property
+    def together(self) -> Tensor:
+        """Latents [1 W*Q Dr], one window after the other: what the decoder reads."""
+        return self.latents.flatten(0, 1)[None]
+
+    def __repr__(self) -> str:
+        return f"Watched(latents={list(self.latents.shape)}, seconds={self.spans[-1][1]:.1f})"
+
+
+@dataclass(frozen=True, repr=False)
 class Release:
     """A loaded release. `description` is release.json: hashes and the run's figures."""
 
@@ -95,9 +111,17 @@ class Release:
         mask = torch.ones((1, len(pts)), dtype=torch.bool, device=device)
         return self.model.latents(features, pts.to(device)[None], mask)
 
+    def watch(self, video: Path) -> "Watched":
+        """A whole video, decoded once: only the latents of its windows are kept."""
+        latents, spans = [], []
+        for window in self.windows(video):
+            latents.append(self.window_latents(window))
+            spans.append((float(window.pts[0]), float(window.pts[-1]) + 1 / self.config.data.fps))
+        return Watched(torch.cat(latents), tuple(spans))
+
     def latents(self, video: Path) -> Tensor:
         """Latents [1 W*Q Dr] of a whole video: those of its W windows after each other."""
-        return torch.cat([self.window_latents(window) for window in self.windows(video)], dim=1)
+        return self.watch(video).together
 
     def generate(
         self,

@@ -65,6 +65,8 @@ def build_engine(config: RunConfig, world: World, value: Value | None = None) ->
     ConfigError where `model.decoder_from` does not fit.
     """
     layout = config.layout
+    if config.train.fp8:
+        check_fp8(config, world.device)
     model, texts, trunk, stages = lay_out_parts(config, world)
     named = fill(model, [*texts, trunk], config, world, value or default_value(config))
     model.vision = build_vision(config.model.vision).to(world.device, masters_dtype(config))
@@ -119,8 +121,6 @@ def keep_only(model: VideoLM, held: list[nn.Module]) -> None:
 def split(texts: list[TextStage], trunk: Trunk, config: RunConfig, world: World) -> None:
     """Cut the decoder over the tensor axis, then shard everything: ZeRO-1 over data ranks, the trunk over all ranks."""
     ways = recompute_ways(config)
-    if config.train.fp8:
-        check_fp8(config, world.device)
     for stage in texts:
         stage.recompute = ways
         if config.train.fp8:

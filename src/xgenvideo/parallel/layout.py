@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from xgenvideo.config import LayoutConfig, RunConfig
 from xgenvideo.errors import ConfigError
+from xgenvideo.plan.recompute import recompute_ways
 
 MOST_VIRTUAL_STAGES = 3  # with 4, fully_shard repeats its all-gathers: 21 instead of 5 a step, measured
 
@@ -64,7 +65,10 @@ class Layout:
 
 
 def check_layout(config: RunConfig, world_size: int) -> Layout:
-    """The layout of a run on `world_size` ranks. Raises ConfigError: setting, value, rule, nearest valid values."""
+    """The layout of a run on `world_size` ranks. Raises ConfigError: setting, value, rule, nearest valid values.
+
+    Whatever else can be known to be wrong on every rank before one is started is refused here too.
+    """
     layout = Layout.of(config.layout)
     _check_tensor(config)
     _check_pipeline(config)
@@ -74,6 +78,12 @@ def check_layout(config: RunConfig, world_size: int) -> Layout:
         rule = f"layout.tensor x layout.pipeline x layout.data = {sizes} = {layout.ranks} ranks, {world_size} are there"
         replicas, rest = divmod(world_size, layout.ranks_per_replica)
         raise ConfigError("layout.data", layout.data, rule, [replicas] if replicas and not rest else [])
+    recompute_ways(config)
+    if config.model.decoder_from:
+        # Here, for it brings transformers: a launcher that starts from no checkpoint needs none.
+        from xgenvideo.models.warm_start import LanguageWeights
+
+        LanguageWeights(config)
     return layout
 
 

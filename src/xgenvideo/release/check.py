@@ -34,14 +34,15 @@ def check_fresh(folder: Path, expected: str) -> None:
         )
 
 
-def check_stranger(folder: Path, model: VideoLM) -> None:
+def check_stranger(folder: Path, probe: dict[str, Tensor]) -> None:
     """Load a release by transformers alone, in a process that has no xgenvideo. Raises ReleaseError.
 
-    Every weight must be used, none made up, and the logits and both embeddings must equal those of `model` bit for bit.
+    Every weight must be used, none made up, and the logits and both embeddings must equal those of `probe`, made by
+    `probe_tensors`, bit for bit.
     """
     with tempfile.TemporaryDirectory(prefix="xgv-check-") as scratch:
-        save_file(probe_tensors(model), probe := Path(scratch) / "probe.safetensors")
-        command = ["-P", str(STRANGER), str(folder), str(probe), str(torch.get_num_threads())]
+        save_file(probe, file := Path(scratch) / "probe.safetensors")
+        command = ["-P", str(STRANGER), str(folder), str(file), str(torch.get_num_threads())]
         # The release's code is copied below HF_HOME to be imported: not among the user's own.
         own = {"HF_HOME": scratch, "HF_MODULES_CACHE": f"{scratch}/modules", "HF_HUB_OFFLINE": "1"}
         report = json.loads(_fresh(folder, command, own).strip().splitlines()[-1])

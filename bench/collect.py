@@ -1,0 +1,128 @@
+"""The table of docs/benchmarks.md, from the files in bench/results: the last step of `make bench`."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- table of make bench -->", "<!-- end of table -->"
+
+Row = tuple[str, str, str]
+
+
+def startup(found: Any) -> Iterator[Row]:
+    """Import times."""
+    for name in ("xgv --help", "import torch", "import xgenvideo.models.video_lm"):
+        yield f"`{name}`", f"{found['seconds'][name]['median_seconds']:.2f} s", "`make bench-startup`"
+
+
+def step(found: Any) -> Iterator[Row]:
+    """The training step beside transformers'."""
+    for name, row in found["rows"].items():
+        low, middle, high = row["times_as_fast_quartiles"]
+        what = f"decoder's training step, transformers' {name.capitalize()} over ours, equal dimensions, one thread"
+        yield what, f"{middle:.2f} ({low:.2f} to {high:.2f})", "`make bench-step`"
+
+
+def frames(found: Any) -> Iterator[Row]:
+    """Latents against tokens in the sequence."""
+    about, last = found["about"], found["rows"][-1]
+    other, ours = last["tokens in the sequence"], last["latents"]
+    command = "`make bench-frames`"
+    flat = about["our_language_model_cost_last_over_first"]
+    span = f"{found['rows'][0]['frames']} to {last['frames']} frames"
+    yield f"our language model's training step, {span}", f"{flat:.2f} times", command
+    for key, what in (("train_seconds", "training step"), ("decode_seconds", "32 new tokens"), ("added_mb", "memory")):
+        told = f"{what} at {last['frames']} frames, visual tokens in the sequence over ours"
+        yield told, f"{other[key] / ours[key]:.1f} times", command
+    crossing = about["frames_from_which_ours_trains_faster"]
+    yield "frames from which our training step is the faster (8 is the least measured)", f"{crossing}", command
+
+
+def checkpoints(found: Any) -> Iterator[Row]:
+    """The stall of a save."""
+    size = f"{found['bytes'] / 1e6:.0f} MB"
+    yield f"stall of a save over a plain clone, {size}", f"{found['stall_over_clone']:.2f}", "`make bench-checkpoints`"
+    other = found["stall_over_dcp_async"]
+    yield f"stall of a save over DCP's async_save, {size}", f"{other:.2f}", "`make bench-checkpoints`"
+
+
+def infer(found: Any) -> Iterator[Row]:
+    """Decoding beside transformers.generate."""
+    for row in found["rows"]:
+        low, middle, high = row["speedup_quartiles"]
+        what = f"decoding, transformers.generate over ours, same tiny weights, batch of {row['batch']}"
+        yield what, f"{middle:.2f} ({low:.2f} to {high:.2f})", "`make bench-infer`"
+
+
+def placement(found: Any) -> Iterator[Row]:
+    """Where the encoder runs."""
+    low, middle, high = found["ratio_own_core"]
+    what = "encoder in the first stage over all ranks, PP4, processor seconds in the order of the step"
+    yield what, f"{middle:.2f} ({low:.2f} to {high:.2f})", "`make bench-placement`"
+    for row in found["simulated_30b_on_512_h100"]:
+        what = f"the same for the 30 B layout on 512 H100, {row['text_tokens']} text tokens, simulated"
+        yield what, f"{row['ratio']:.2f}", "`make bench-placement`"
+
+
+def parity(found: Any) -> Iterator[Row]:
+    """Layouts against one process."""
+    for dtype in ("float64", "float32"):
+        rows = [row for row in found if row["dtype"] == dtype]
+        worst = max(row["max_loss_difference"] for row in rows)
+        yield f"largest difference of a loss, {len(rows)} layouts, {dtype}", f"{worst:.1e}", "`make parity`"
+
+
+def chaos(found: Any) -> Iterator[Row]:
+    """Kills."""
+    kills = f"{found['kill_points']} kills, {found['kill_points_in_save']} inside a save"
+    lost = f"{found['samples_lost']} and {found['samples_replayed']}"
+    yield f"samples lost and replayed in {kills}", lost, "`make chaos`"
+    good = f"{found['goodput']:.3f} ({found['goodput_predicted']:.3f} predicted)"
+    yield "goodput while being killed every few seconds", good, "`make chaos`"
+
+
+def gpu(found: Any) -> Iterator[Row]:
+    """The slice on a GPU."""
+    for row in found["rows"]:
+        yield f"{row['what']}, share of the measured peak", f"{row['mfu_of_measured_peak']:.1%}", "`make bench-gpu`"
+
+
+READERS: dict[str, Callable[[Any], Iterator[Row]]] = {
+    "startup": startup,
+    "step": step,
+    "frames": frames,
+    "checkpoints": checkpoints,
+    "infer": infer,
+    "placement": placement,
+    "parity": parity,
+    "chaos": chaos,
+    "gpu": gpu,
+}
+
+
+def table() -> str:
+    """Every row whose results are there."""
+    lines = ["| what | measured | command |", "|---|---|---|"]
+    for name, reader in READERS.items():
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            lines += [f"| {' | '.join(row)} |" for row in reader(found)]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Put the table into the page, between its two marks."""
+    page = PAGE.read_text(encoding="utf-8")
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    made = table()
+    PAGE.write_text(f"{before}{BEGIN}\n{made}\n{END}{after}", encoding="utf-8")
+    print(made)
+
+
+if __name__ == "__main__":
+    main()

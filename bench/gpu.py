@@ -1,0 +1,210 @@
+"""A slice of the 30.2 B model on one GPU: MFU of six layers of a stage, of the frozen encoder, fp8, memory.
+
+Run: make bench-gpu (writes bench/results/gpu.json); `--small --device cpu` runs the same code on any machine in seconds
+and writes nothing. Six layers are five self-attention blocks and one cross-attention block, in the shapes of a TP4 rank
+(heads and feed-forward divided by four, no communication) and of TP1. MFU counts forward once and backward twice, the
+full square of causal attention, no recompute; it is given against the data sheet's peak and against the fastest large
+matrix product that this GPU did in the same run.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xgenvideo import recipes
+from xgenvideo.config import RunConfig, override
+from xgenvideo.models.decoder import CrossBlock, SelfBlock
+from xgenvideo.models.layers import rotary
+from xgenvideo.models.vision import frozen_vision
+from xgenvideo.parallel.fp8 import Float8Linear
+from xgenvideo.plan.flops import cross_block_flops, frame_flops, self_block_flops
+from xgenvideo.plan.hardware import GPUS
+from xgenvideo.plan.memory import block_activation_bytes
+
+RESULTS = Path(__file__).parent / "results" / "gpu.json"
+SELF_BLOCKS, ROUNDS, WARM_UP = 5, 10, 3
+TOKENS, FRAMES, PRODUCT = (4096, 8192), 256, 8192
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement. Peaks and MFU are shares of one; `planned_gb` is the planner's figure for what was allocated."""
+
+    what: str
+    seconds: float
+    tflops_per_second: float
+    mfu_of_data_sheet: float | None
+    mfu_of_measured_peak: float
+    tokens_per_second: float
+    peak_gb: float
+    planned_gb: float | None
+
+
+class Slice(nn.Module):
+    """Five self-attention blocks and a cross-attention block."""
+
+    def __init__(self, config: RunConfig, tensor: int) -> None:
+        super().__init__()
+        whole = config.model.decoder
+        self.local = replace(
+            whole, heads=whole.heads // tensor, kv_heads=max(1, whole.kv_heads // tensor), mlp=whole.mlp // tensor
+        )
+        self.blocks = nn.ModuleList(SelfBlock(self.local) for _ in range(SELF_BLOCKS))
+        self.cross = CrossBlock(self.local, config.model.resampler.width)
+
+    def forward(self, x: Tensor, latents: Tensor, sees: Tensor) -> Tensor:
+        """x [1 T D] -> [1 T D]; one document a row."""
+        turn = rotary(torch.arange(x.shape[1], device=x.device)[None], self.local)
+        x = self.cross(x, latents, sees)
+        for block in self.blocks:
+            x = block(x, *turn, None)
+        return x
+
+    def flops(self, config: RunConfig, tokens: int) -> float:
+        """Forward FLOPs over `tokens`, full square."""
+        linear, attention = self_block_flops(self.local, tokens)
+        resampler = config.model.resampler
+        return SELF_BLOCKS * (linear + attention) + cross_block_flops(
+            self.local, tokens, resampler.queries, resampler.width
+        )
+
+
+class Bench:
+    """The device, its peaks, and the clock."""
+
+    def __init__(self, device: torch.device, product: int) -> None:
+        self.device = device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+        known = [gpu for gpu in GPUS if gpu.name.upper() in name.upper().split()]
+        self.name, self.nominal = name, known[0].bf16_flops_per_second if known else None
+        a, b = (torch.randn(product, product, device=device, dtype=torch.bfloat16) for _ in range(2))
+        self.measured = 2 * product**3 / self.seconds(lambda: a @ b)
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        """Median seconds of a call, after some that are not counted."""
+        taken = []
+        for number in range(WARM_UP + ROUNDS):
+            self.wait()
+            began = time.perf_counter()
+            work()
+            self.wait()
+            if number >= WARM_UP:
+                taken.append(time.perf_counter() - began)
+        return statistics.median(taken)
+
+    def wait(self) -> None:
+        """Until the device is done."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def row(self, what: str, work: Callable[[], object], flops: float, tokens: int, planned: float | None) -> Row:
+        """Measure `work`, which does `flops` over `tokens`."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        seconds = self.seconds(work)
+        peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0
+        rate = flops / seconds
+        nominal = None if self.nominal is None else rate / self.nominal
+        gigabytes = None if planned is None else planned / 1e9
+        return Row(what, seconds, rate / 1e12, nominal, rate / self.measured, tokens / seconds, peak / 1e9, gigabytes)
+
+
+def layers(bench: Bench, config: RunConfig, tensor: int, tokens: int, fp8: bool) -> Row:
+    """Forward and backward of the slice."""
+    part = Slice(config, tensor).to(bench.device, torch.bfloat16)
+    if fp8:
+        for module in part.modules():
+            if type(module) is nn.Linear:
+                module.__class__ = Float8Linear
+    if bench.device.type == "cuda":
+        for block in (*part.blocks, part.cross):
+            block.compile()
+    width, resampler = config.model.decoder.width, config.model.resampler
+    options: dict[str, Any] = {"device": bench.device, "dtype": torch.bfloat16}
+    x = torch.randn(1, tokens, width, requires_grad=True, **options)
+    latents = torch.randn(1, resampler.queries, resampler.width, requires_grad=True, **options)
+    sees, gradient = torch.ones(1, tokens, dtype=torch.bool, device=bench.device), torch.randn_like(x)
+
+    def work() -> None:
+        part(x, latents, sees).backward(gradient)
+        part.zero_grad(set_to_none=True)
+
+    parameters = sum(parameter.numel() for parameter in part.parameters())
+    own = replace(config, model=replace(config.model, decoder=part.local), layout=replace(config.layout, tensor=1))
+    activations = SELF_BLOCKS * block_activation_bytes(own, tokens, cross=False)
+    activations += block_activation_bytes(own, tokens, cross=True)
+    what = f"six layers, TP{tensor} shape, {tokens} tokens{', fp8' if fp8 else ''}"
+    return bench.row(what, work, 3 * part.flops(config, tokens), tokens, 2 * 2.0 * parameters + activations)
+
+
+def encoder(bench: Bench, config: RunConfig, frames: int) -> Row:
+    """The frozen encoder, forward alone."""
+    vision = frozen_vision(config.model.vision).to(bench.device, torch.bfloat16)
+    size = config.model.vision.image_size
+    pictures = torch.randint(0, 256, (frames, 3, size, size), dtype=torch.uint8, device=bench.device)
+    flops = frames * frame_flops(config.model.vision)
+    return bench.row(f"frozen encoder, {frames} frames", lambda: vision(pictures), flops, frames, None)
+
+
+def small(config: RunConfig) -> RunConfig:
+    """The same shapes divided, for a machine without a GPU."""
+    return override(
+        config,
+        [
+            *("model.decoder.width=128", "model.decoder.heads=8", "model.decoder.kv_heads=4", "model.decoder.mlp=512"),
+            *("model.decoder.head_size=16", "model.resampler.width=64", "model.resampler.heads=4"),
+            *("model.vision.width=64", "model.vision.heads=4", "model.vision.depth=2", "model.vision.mlp=128"),
+            "model.vision.weights=random:0",
+        ],
+    )
+
+
+def measure(bench: Bench, config: RunConfig, tokens: tuple[int, ...], frames: int) -> list[Row]:
+    """Every row; fp8 where the device has units for it."""
+    fp8 = bench.device.type == "cuda" and torch.cuda.get_device_capability(bench.device) >= (8, 9)
+    rows = [encoder(bench, config, frames)]
+    for tensor in (4, 1):
+        for count in tokens:
+            for eight in (False, True)[: 1 + fp8]:
+                rows.append(layers(bench, config, tensor, count, eight))
+                torch.cuda.empty_cache() if bench.device.type == "cuda" else None
+    return rows
+
+
+def main() -> None:
+    """Measure, print, and write the results of a real run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--small", action="store_true", help="small shapes, nothing written: shows that it runs")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("bench/gpu.py needs a GPU; `--small --device cpu` shows that it runs without one")
+    config = recipes.find("video_30b")
+    bench = Bench(torch.device(options.device), 256 if options.small else PRODUCT)
+    sizes = ((64, 128), 2) if options.small else (TOKENS, FRAMES)
+    rows = measure(bench, small(config) if options.small else config, *sizes)
+    nominal = "unknown" if bench.nominal is None else f"{bench.nominal / 1e12:.0f}"
+    print(f"{bench.name}: {bench.measured / 1e12:.3g} TFLOP/s measured, {nominal} by the data sheet, bf16")
+    for row in rows:
+        told = f"{row.what:40} {row.seconds * 1e3:9.2f} ms {row.tflops_per_second:8.3g} TFLOP/s"
+        print(f"{told}  {row.mfu_of_measured_peak:.1%} of the measured peak, {row.peak_gb:.2f} GB")
+    if options.small:
+        return
+    about = {"gpu": bench.name, "measured_flops_per_second": bench.measured, "nominal_flops_per_second": bench.nominal}
+    about |= {"torch": torch.__version__, "date": time.strftime("%Y-%m-%d"), "rounds": ROUNDS}
+    values = {"about": about, "rows": [asdict(row) for row in rows]}
+    options.out.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
