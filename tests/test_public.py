@@ -76,11 +76,13 @@ def test_verbs() -> None:
             "demo",
             "evaluate",
             "export",
+            "forget",
             "generate",
             "plan",
             "recipes",
             "search",
             "serve",
+            "trace",
             "train",
         ]
     )

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from xgenvideo.config import RunConfig, override
+from xgenvideo.data import examples as examples_file
 from xgenvideo.data import frames as frames_file
-from xgenvideo.data import loader as loader_file
 from xgenvideo.data import tokenizer as tokenizers
 from xgenvideo.data.dataset import Dataset
 from xgenvideo.data.features import FeatureCache
@@ -118,7 +118,7 @@ def test_with_a_cache_no_jpeg_is_decoded_and_batches_are_the_same(
     without = [plain.next_batch() for _ in range(5)]
     cache = FeatureCache(tmp_path, encoder_hash(model.vision), config.model.vision.image_size)
     cache.build(dataset, model.encode_frames)
-    for module in (frames_file, loader_file):
+    for module in (frames_file, examples_file):
         monkeypatch.setattr(module, "decode_frames", None)
     cached = Loader(dataset, tokenizer, config, cache=cache)
     for batch in without:

@@ -177,6 +177,7 @@ def test_a_state_of_something_else_is_refused(
     good = loader.state()
     for change, message in (
         ({"seed": 9}, "seed is 9, this run has 0; resume with the same train.seed"),
+        ({"global_batch_pairs": 2}, "global_batch_pairs is 2, this run has 4; resume with the same train.global_batch"),
         ({"fingerprint": "x"}, "fingerprint is 'x'"),
         ({"version": 0}, "version is 0"),
         ({"group_by_source": True}, "resume with the same data.group_by_source"),

@@ -30,7 +30,9 @@ def train_ranks(config: RunConfig, out: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_what_tensor_and_pipeline_ranks_saved_is_exported_tensor_by_tensor(run_config: RunConfig, tmp_path: Path) -> None:
+def test_what_tensor_and_pipeline_ranks_saved_is_exported_tensor_by_tensor(
+    run_config: RunConfig, tmp_path: Path
+) -> None:
     layout = ["layout.tensor=2", "layout.pipeline=2", "layout.microbatch_pairs=2", "train.steps=2"]
     run, out = tmp_path / "run", tmp_path / "release"
     train_ranks(override(run_config, layout), run)

@@ -63,10 +63,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_data_verbs(verb: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     curate = verb.add_parser("curate", help="raw video-text pairs to a sharded dataset")
-    curate.add_argument("source", metavar="SOURCE", help="a folder with pairs.jsonl, or: generate, real-samples")
+    curate.add_argument("source", metavar="SOURCE", help="pairs, a listing or tars; or: generate, real-samples")
     curate.add_argument("--out", required=True, metavar="FOLDER", help="the folder to write")
+    curate.add_argument("--videos", metavar="FOLDER", help="where a listing's videos are (default: beside it)")
+    curate.add_argument("--preset", default="", metavar="NAME", help="a published subset: panda-10m, internvid-flt")
     curate.add_argument("--clips", type=int, metavar="N", help="generate: how many clips (default 64)")
     curate.add_argument("--seed", type=int, metavar="S", help="generate: the seed (default 0)")
+    trace = verb.add_parser("trace", help="a sample back to its source, times, every score and decision")
+    trace.add_argument("sample", metavar="SAMPLE", help="its key, or its name in audit.jsonl")
+    trace.add_argument("--data", required=True, dest="dataset", metavar="DATASET")
+    forget = verb.add_parser("forget", help="takedown: remove all that came from a source from a dataset")
+    forget.add_argument("source", metavar="SOURCE", help="as `xgv trace` shows it, such as youtube/ID")
+    forget.add_argument("--data", required=True, dest="dataset", metavar="DATASET")
     audit = verb.add_parser("audit", help="prove the accounting of a dataset or a run")
     audit.add_argument("folder", metavar="RUN|DATASET")
 

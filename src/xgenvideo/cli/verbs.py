@@ -23,11 +23,13 @@ def run(parsed: argparse.Namespace) -> None:
         "demo": demo,
         "evaluate": evaluate,
         "export": export,
+        "forget": forget,
         "generate": generate,
         "plan": plan,
         "recipes": recipes,
         "search": search,
         "serve": serve,
+        "trace": trace,
         "train": train,
     }
     verbs[parsed.verb](parsed)
@@ -77,9 +79,26 @@ def curate(parsed: argparse.Namespace) -> None:
         print(f"{out}: {unpack(out)} real clips, their captions written by us")
     else:
         from xgenvideo.curate.run import curate as curate_folder
+        from xgenvideo.curate.settings import CurateSettings
         from xgenvideo.demo.stages import Milestones
 
-        _print_json(curate_folder(Path(parsed.source), out, progress=Milestones(_note)).to_dict())
+        settings = CurateSettings(preset=parsed.preset)
+        videos = Path(parsed.videos) if parsed.videos else None
+        _print_json(curate_folder(Path(parsed.source), out, settings, Milestones(_note), videos).to_dict())
+
+
+def trace(parsed: argparse.Namespace) -> None:
+    """A sample back to its source."""
+    from xgenvideo.curate.takedown import trace as trace_sample
+
+    _print_json(trace_sample(Path(parsed.dataset), parsed.sample))
+
+
+def forget(parsed: argparse.Namespace) -> None:
+    """A source out of a dataset."""
+    from xgenvideo.curate.takedown import forget as forget_source
+
+    _print_json(forget_source(Path(parsed.dataset), parsed.source).to_dict())
 
 
 def plan(parsed: argparse.Namespace) -> None:

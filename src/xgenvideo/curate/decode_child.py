@@ -4,10 +4,12 @@ Started by `workers.py` with its memory limit in MB as argument. It imports no m
 """
 
 import json
+import math
 import os
 import resource
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,9 @@ from xgenvideo.curate.clips import Clip, write_clip
 from xgenvideo.curate.colours import colour_shares
 from xgenvideo.curate.motion import measure_motion
 from xgenvideo.curate.text_overlay import suspect_text
-from xgenvideo.data.video import probe_and_sample
+from xgenvideo.data.video import Probe, probe_and_sample
 from xgenvideo.errors import MediaError
+from xgenvideo.records import SampledVideo
 
 
 def decode_job(job: dict[str, Any]) -> dict[str, Any]:
@@ -27,7 +30,7 @@ def decode_job(job: dict[str, Any]) -> dict[str, Any]:
     path = Path(job["path"])
     try:
         sampling = {"fps": job["fps"], "max_frames": job["max_frames"], "short_side": job["short_side"]}
-        facts, sampled = probe_and_sample(path, **sampling)
+        facts, sampled = _sample(path, job.get("start", 0.0), job.get("end"), **sampling)
     except MediaError as error:
         return {"reason": error.reason, "detail": error.detail[:300]}
     clip = Clip.from_sampled(sampled, job["jpeg_quality"])
@@ -35,7 +38,7 @@ def decode_job(job: dict[str, Any]) -> dict[str, Any]:
     return {
         "width": facts.width,
         "height": facts.height,
-        "seconds": round(facts.seconds, 4),
+        "seconds": round(sampled.seconds, 4),
         "source_frames": facts.frames,
         "codec": facts.codec,
         "container": facts.container,
@@ -47,6 +50,20 @@ def decode_job(job: dict[str, Any]) -> dict[str, Any]:
         "text": suspect_text(sampled.frames),
         "colours": colour_shares(sampled.frames),
     }
+
+
+def _sample(
+    path: Path, start: float, end: float | None, fps: float, max_frames: int, short_side: int
+) -> tuple[Probe, SampledVideo]:
+    """The frames of a clip in its video, their times counted from the clip's start; `end` None: to the file's end."""
+    if end is not None:
+        max_frames = min(max_frames, max(1, math.ceil((end - start) * fps - 1e-6)))
+    facts, sampled = probe_and_sample(path, fps, max_frames, start, short_side)
+    seconds = min(sampled.seconds, end if end is not None else math.inf) - start
+    if start == 0 and seconds == sampled.seconds:
+        return facts, sampled
+    # The nearest frame to the start may be shown a little before it.
+    return facts, replace(sampled, pts=np.maximum(0.0, sampled.pts - start), seconds=seconds)
 
 
 def main() -> None:

@@ -6,8 +6,8 @@ Strangers' data: every line or file becomes one Entry, readable or not, and no p
 import hashlib
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,25 @@ VIDEO_SUFFIXES = frozenset(
 
 @dataclass(frozen=True)
 class Entry:
-    """One input. Either `pair` and `path` (real, inside the folder), or the `reason` why it cannot be used."""
+    """One input: `pair` and `path` (real, inside the folder), or the `reason` why it is not used, with its step.
+
+    `start`, `end`: the clip's seconds in its video file, None for the end of the file. `scores`: the publisher's.
+    """
 
     name: str
     pair: Pair | None = None
     path: Path | None = None
     reason: str | None = None
     detail: str = ""
+    start: float = 0.0
+    end: float | None = None
+    scores: dict[str, Any] = field(default_factory=dict)
+    step: str = "read"
 
 
-class _RefusedError(Exception):
+class RefusedError(Exception):
+    """One input is refused with a reason code; never leaves curation."""
+
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
@@ -50,10 +59,11 @@ def read_entries(source: Path) -> list[Entry]:
     entries = list(_from_jsonl(root, listing) if listing.is_file() else _from_sidecars(root))
     if not entries:
         raise DataError(f"{source}: has no pairs.jsonl and no videos ({', '.join(sorted(VIDEO_SUFFIXES))})")
-    return list(_refuse_repeated(entries))
+    return list(refuse_repeated(entries))
 
 
-def _refuse_repeated(entries: list[Entry]) -> Iterator[Entry]:
+def refuse_repeated(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """The entries, those whose key came before with the reason duplicate_key."""
     seen: set[str] = set()
     for entry in entries:
         key = entry.pair.key if entry.pair else None
@@ -66,6 +76,15 @@ def _refuse_repeated(entries: list[Entry]) -> Iterator[Entry]:
 
 
 def _from_jsonl(root: Path, listing: Path) -> Iterator[Entry]:
+    for number, line in bounded_lines(listing):
+        if line is None:
+            yield Entry(f"line {number}", reason="bad_record", detail=f"longer than {MAX_LINE_BYTES} bytes")
+        else:
+            yield _read_line(root, line, number)
+
+
+def bounded_lines(listing: Path) -> Iterator[tuple[int, bytes | None]]:
+    """(number from 1, line) of every line that is not blank; None for one that is too long to be held."""
     with listing.open("rb") as file:
         number = 0
         while line := file.readline(MAX_LINE_BYTES + 1):
@@ -73,31 +92,32 @@ def _from_jsonl(root: Path, listing: Path) -> Iterator[Entry]:
             if len(line) > MAX_LINE_BYTES:
                 while not line.endswith(b"\n") and (line := file.readline(MAX_LINE_BYTES)):
                     pass
-                yield Entry(f"line {number}", reason="bad_record", detail=f"longer than {MAX_LINE_BYTES} bytes")
+                yield number, None
             elif line.strip():
-                yield _read_line(root, line, number)
+                yield number, line
 
 
 def _read_line(root: Path, line: bytes, number: int) -> Entry:
     name = f"line {number}"
     try:
-        values = _parse(line)
+        values = parse_line(line)
         name = str(values.get("key", name)).encode("ascii", "backslashreplace").decode()[:80]
         pair = _pair(values)
         return Entry(name, pair, inside(root, pair.video))
-    except _RefusedError as refused:
+    except RefusedError as refused:
         return Entry(name, reason=refused.reason, detail=refused.detail)
 
 
-def _parse(line: bytes) -> dict[str, Any]:
+def parse_line(line: bytes) -> dict[str, Any]:
+    """The JSON object of one line; refuses (caption_encoding, bad_record) what is none."""
     try:
         values = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise _RefusedError("caption_encoding", f"not UTF-8 at byte {error.start}") from error
+        raise RefusedError("caption_encoding", f"not UTF-8 at byte {error.start}") from error
     except (ValueError, RecursionError) as error:
-        raise _RefusedError("bad_record", f"not JSON: {error}"[:200]) from error
+        raise RefusedError("bad_record", f"not JSON: {error}"[:200]) from error
     if not isinstance(values, dict):
-        raise _RefusedError("bad_record", "not a JSON object")
+        raise RefusedError("bad_record", "not a JSON object")
     return values
 
 
@@ -105,22 +125,22 @@ def _pair(values: dict[str, Any]) -> Pair:
     """The record of one line, its types and names checked."""
     for name in ("key", "video", "caption", "source"):
         if not isinstance(values.get(name), str) or not values[name].strip():
-            raise _RefusedError("bad_record", f"{name} is missing or is not text")
+            raise RefusedError("bad_record", f"{name} is missing or is not text")
     for name in ("twin", "split", "licence"):
         if not isinstance(values.get(name), str | None):
-            raise _RefusedError("bad_record", f"{name} is not text")
+            raise RefusedError("bad_record", f"{name} is not text")
     if not KEY_RULE.fullmatch(values["key"]):
-        raise _RefusedError("bad_record", "key is not 1 to 80 letters, digits, '-' and '_'")
+        raise RefusedError("bad_record", "key is not 1 to 80 letters, digits, '-' and '_'")
     if values.get("split") is not None and not SPLIT_RULE.fullmatch(values["split"]):
-        raise _RefusedError("bad_record", "split is not 1 to 32 of a-z, 0-9 and '_'")
+        raise RefusedError("bad_record", "split is not 1 to 32 of a-z, 0-9 and '_'")
     try:
         questions = tuple(Question.from_dict(item) for item in values.get("questions") or ())
         for text in (values["caption"], values["source"], *(q.text + "".join(q.options) for q in questions)):
             text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise _RefusedError("caption_encoding", "half a surrogate pair in the text") from error
+        raise RefusedError("caption_encoding", "half a surrogate pair in the text") from error
     except (DataError, TypeError, AttributeError) as error:
-        raise _RefusedError("bad_record", f"questions: {error}"[:200]) from error
+        raise RefusedError("bad_record", f"questions: {error}"[:200]) from error
     return Pair(
         key=values["key"],
         video=values["video"],
@@ -136,15 +156,15 @@ def _pair(values: dict[str, Any]) -> Pair:
 def inside(root: Path, name: str) -> Path:
     """The real path of `name` in the folder. Refuses (outside_folder) names and links that lead out of it."""
     if "\0" in name or len(name) > 4000:
-        raise _RefusedError("bad_record", "video is not a file name")
+        raise RefusedError("bad_record", "video is not a file name")
     if Path(name).is_absolute() or ".." in Path(name).parts or "\\" in name or "://" in name:
-        raise _RefusedError("outside_folder", "video must be a path below the folder")
+        raise RefusedError("outside_folder", "video must be a path below the folder")
     try:
         path = (root / name).resolve()
     except (OSError, RuntimeError, ValueError) as error:
-        raise _RefusedError("missing_file", str(error)[:200]) from error
+        raise RefusedError("missing_file", str(error)[:200]) from error
     if not path.is_relative_to(root):
-        raise _RefusedError("outside_folder", "a link leads out of the folder")
+        raise RefusedError("outside_folder", "a link leads out of the folder")
     return path
 
 
@@ -162,24 +182,24 @@ def _from_sidecars(root: Path) -> Iterator[Entry]:
             key = f"{stem}-{unique}" if stem in taken or not stem else stem
             taken.add(key)
             yield Entry(shown, Pair(key, shown, caption, source=shown), inside(root, name))
-        except _RefusedError as refused:
+        except RefusedError as refused:
             yield Entry(shown, reason=refused.reason, detail=refused.detail)
 
 
 def _sidecar(root: Path, video: Path) -> str:
     file = inside(root, video.with_suffix(".txt").relative_to(root).as_posix())
     if not file.is_file():
-        raise _RefusedError("no_caption", f"{video.stem}.txt is not there")
+        raise RefusedError("no_caption", f"{video.stem}.txt is not there")
     with file.open("rb") as stream:
         raw = stream.read(MAX_LINE_BYTES + 1)
     if len(raw) > MAX_LINE_BYTES:
-        raise _RefusedError("bad_record", f"its caption is longer than {MAX_LINE_BYTES} bytes")
+        raise RefusedError("bad_record", f"its caption is longer than {MAX_LINE_BYTES} bytes")
     try:
         caption = " ".join(raw.decode("utf-8-sig").split())
     except UnicodeDecodeError as error:
-        raise _RefusedError("caption_encoding", f"not UTF-8 at byte {error.start}") from error
+        raise RefusedError("caption_encoding", f"not UTF-8 at byte {error.start}") from error
     if not caption:
-        raise _RefusedError("no_caption", f"{video.stem}.txt is empty")
+        raise RefusedError("no_caption", f"{video.stem}.txt is empty")
     return caption
 
 

@@ -14,9 +14,10 @@ from typing import Any
 
 from xgenvideo.curate import stages
 from xgenvideo.curate.clips import read_clip
-from xgenvideo.curate.pairs import choose_split, read_entries
+from xgenvideo.curate.pairs import choose_split
 from xgenvideo.curate.report import write_report
 from xgenvideo.curate.settings import CurateSettings
+from xgenvideo.curate.sources import read_source
 from xgenvideo.curate.stages import Item, Progress, Workplace
 from xgenvideo.data.shards import write_dataset
 from xgenvideo.data.text import texts
@@ -51,22 +52,29 @@ class CurateSummary:
 
 
 def curate(
-    source: Path, out: Path, settings: CurateSettings | None = None, progress: Progress | None = None
+    source: Path,
+    out: Path,
+    settings: CurateSettings | None = None,
+    progress: Progress | None = None,
+    videos: Path | None = None,
 ) -> CurateSummary:
-    """Turn the raw folder `source` into the dataset `out`, with audit.jsonl, report.html and tokenizer.json beside it.
+    """Turn the raw folder or listing `source` into the dataset `out`, with audit.jsonl, report.html and tokenizer.json.
 
+    `videos` is the folder that a listing's videos lie in; by default the listing's own.
     Every input ends as kept or with one reason code. `progress(stage, done, total)` is called as it goes. Raises
     DataError for a folder that cannot be read or an `out` that holds something else, MissingExtra for a step whose
     package is not installed.
     """
     settings = settings or CurateSettings()
     source, out = Path(source), Path(out)
-    items = [Item(number, entry) for number, entry in enumerate(read_entries(source))]
+    folder = out.absolute().with_name(out.name + ".work")
+    entries = read_source(source, videos, settings.preset, folder / "unpacked")
+    items = [Item(number, entry) for number, entry in enumerate(entries)]
     signature = _signature(items, settings)
     finished = _finished(out, signature)
     if finished is not None:
         return finished
-    with Workplace(out.absolute().with_name(out.name + ".work"), settings, progress) as work:
+    with Workplace(folder, settings, progress) as work:
         _judge(items, work)
         _publish(items, work, out)
         summary = _summary(items, out, signature)
@@ -157,7 +165,7 @@ def _funnel(items: list[Item]) -> dict[str, int]:
     """How many inputs are left after each step."""
     left, funnel = len(items), {"inputs": len(items)}
     lost = Counter(item.lost_at for item in items if not item.kept)
-    for step in ("read", "language", "decode", "motion", "text_overlay", "alignment", "duplicates"):
+    for step in ("read", "select", "language", "decode", "motion", "text_overlay", "alignment", "duplicates"):
         left -= lost[step]
         funnel[step] = left
     return funnel
@@ -167,7 +175,9 @@ def _signature(items: list[Item], settings: CurateSettings) -> str:
     """Hash of the records, of the files' sizes and times, and of the settings."""
     digest = hashlib.sha256(f"{VERSION} {settings.signature()}".encode())
     for item in items:
-        digest.update(repr((item.entry.name, item.entry.pair, item.entry.reason)).encode("utf-8", "backslashreplace"))
+        entry = item.entry
+        values = (entry.name, entry.pair, entry.reason, entry.start, entry.end, entry.scores)
+        digest.update(repr(values).encode("utf-8", "backslashreplace"))
         if item.entry.path is not None and item.entry.path.is_file():
             status = item.entry.path.stat()
             digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())

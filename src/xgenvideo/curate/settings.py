@@ -9,6 +9,7 @@ from typing import Any
 
 from xgenvideo.errors import ConfigError
 
+PRESETS = ("panda-10m", "internvid-flt")
 STEPS = ("language", "motion", "text_overlay", "alignment", "duplicates")
 
 
@@ -17,6 +18,8 @@ class CurateSettings:
     """What curation keeps. Thresholds were set on 88 published Panda-70M samples and on generated clips."""
 
     steps: tuple[str, ...] = STEPS
+    # The publisher's own choice out of a listing, by the scores that it comes with; empty: all of it.
+    preset: str = ""
     # Sampling: the frames that training reads.
     fps: float = 2.0
     max_frames: int = 64
@@ -73,6 +76,8 @@ class CurateSettings:
         unknown = [step for step in self.steps if step not in STEPS]
         if unknown:
             raise ConfigError("curate.steps", unknown[0], "is not a step of curation", STEPS)
+        if self.preset and self.preset not in PRESETS:
+            raise ConfigError("curate.preset", self.preset, "is not the name of a published subset", PRESETS)
         if not 0 <= self.heldout_share < 1:
             raise ConfigError("curate.heldout_share", self.heldout_share, "must be at least 0 and below 1")
         for name in ("fps", "max_frames", "short_side", "decode_seconds", "decode_memory_mb", "vocabulary"):

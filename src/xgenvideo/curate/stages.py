@@ -41,7 +41,7 @@ class Item:
 
     def __post_init__(self) -> None:
         if self.entry.reason is not None:
-            self.decisions.append(Decision("read", self.entry.reason, detail=self.entry.detail))
+            self.decisions.append(Decision(self.entry.step, self.entry.reason, self.entry.scores, self.entry.detail))
 
     @property
     def kept(self) -> bool:
@@ -73,8 +73,9 @@ class Item:
         return {
             "video": self.entry.pair.video,
             "content": self.content,
-            "start": 0.0,
-            "end": self.facts.get("seconds"),
+            "start": self.entry.start,
+            "end": self.entry.end if self.entry.end is not None else self.facts.get("seconds"),
+            "published": self.entry.scores,
             "facts": {name: value for name, value in self.facts.items() if name not in ("motion", "text", "colours")},
             "decisions": [decision.to_dict() for decision in self.decisions],
         }
@@ -151,11 +152,14 @@ def judge_languages(items: list[Item], work: Workplace) -> None:
 def decode(items: list[Item], work: Workplace) -> None:
     """Hash, decode and measure every file once, in child processes; the same content under two names is one job."""
     settings, jobs = work.settings, {}
+    hashes: dict[Path, str | None] = {}
     for item in items:
         assert item.entry.path is not None, f"{item.entry.name} has no file"
         assert item.entry.pair is not None, f"{item.entry.name} has no record"
         item.split = choose_split(item.entry.pair, settings.heldout_share).split
-        item.content = _content_hash(item.entry.path)
+        if item.entry.path not in hashes:
+            hashes[item.entry.path] = _content_hash(item.entry.path)
+        item.content = _clip_hash(hashes[item.entry.path], item.entry)
         if item.content is None:
             item.decisions.append(Decision("decode", "missing_file", detail="no such file in the folder"))
             continue
@@ -167,7 +171,8 @@ def decode(items: list[Item], work: Workplace) -> None:
             out = str(work.clip_path(item.content))
             sampling = {"fps": settings.fps, "max_frames": settings.max_frames, "short_side": settings.short_side}
             jobs[item.content] = {
-                "path": str(item.entry.path), "out": out, "jpeg_quality": settings.jpeg_quality, **sampling
+                "path": str(item.entry.path), "out": out, "jpeg_quality": settings.jpeg_quality,
+                "start": item.entry.start, "end": item.entry.end, **sampling
             }  # fmt: skip
     failed = _run_jobs(jobs, work)
     for item in items:
@@ -209,6 +214,13 @@ def _content_hash(path: Path) -> str | None:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return None
+
+
+def _clip_hash(file: str | None, entry: Entry) -> str | None:
+    """What names a clip's content: its file's SHA-256, or one of that and of the clip's times in the file."""
+    if file is None or (entry.start == 0 and entry.end is None):
+        return file
+    return hashlib.sha256(f"{file} {entry.start!r} {entry.end!r}".encode()).hexdigest()
 
 
 def judge_motions(items: list[Item], work: Workplace) -> None:

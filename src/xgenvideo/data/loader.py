@@ -20,7 +20,7 @@ from xgenvideo.data.tokenizer import Tokenizer
 from xgenvideo.data.workers import Workers
 from xgenvideo.errors import ConfigError, DataError, MediaError
 
-VERSION = 1
+VERSION = 2
 PREFETCH_BATCHES = 2
 FEWEST_BAD = 16  # so many bad samples never stop a run, however small it is
 
@@ -128,6 +128,7 @@ class Loader:
             "samples_consumed": self.samples_consumed,
             "epoch": self.epoch,
             "seed": self.config.train.seed,
+            "global_batch_pairs": self.config.train.global_batch_pairs,
             "fingerprint": self.dataset.fingerprint,
             "group_by_source": self.config.data.group_by_source,
             "sorted_within": self._order.sorted_within,
@@ -143,6 +144,7 @@ class Loader:
         cures = {
             "version": "resume with the program that saved it",
             "seed": "resume with the same train.seed",
+            "global_batch_pairs": "resume with the same train.global_batch_pairs",
             "fingerprint": "resume with the same dataset, or start a new run",
             "group_by_source": "resume with the same data.group_by_source, or samples would repeat",
             "sorted_within": "resume with the same data.bucket_batches and batch size, or samples would repeat",

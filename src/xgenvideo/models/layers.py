@@ -26,13 +26,15 @@ class SwiGLU(nn.Module):
 
 
 def rotary(positions: Tensor, decoder: DecoderConfig) -> tuple[Tensor, Tensor]:
-    """Cosine and sine [B 1 T head_size] of positions [B T], halves repeated (Llama's layout), at least float32."""
+    """Cosine and sine [B 1 T head_size] of positions [B T] for `rotate`, halves repeated (Llama's layout), at least
+    float32; the sine's first half is negative.
+    """
     wide = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
     exponents = torch.arange(0, decoder.head_size, 2, device=positions.device, dtype=wide) / decoder.head_size
     frequencies = scaled(decoder.rope_theta**-exponents, decoder.rope_scaling)
     angles = positions[:, None, :, None].to(wide) * frequencies
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def scaled(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
@@ -50,8 +52,7 @@ def scaled(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Apply rotary positions to x [B H T hd] (Su et al. 2021, arXiv 2104.09864)."""
-    left, right = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat((-right, left), dim=-1) * sin).to(x.dtype)
+    return (x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin).to(x.dtype)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:

@@ -1,0 +1,191 @@
+"""From a sample back to its source, and a source out of a dataset. Run: `xgv trace`, `xgv forget`."""
+
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from xgenvideo.data.dataset import Dataset, open_dataset
+from xgenvideo.data.shards import sync, write_dataset
+from xgenvideo.errors import DataError
+from xgenvideo.records import Sample
+
+AUDIT, SUMMARY, TOKENIZER, RECORD = "audit.jsonl", "curation.json", "tokenizer.json", "forgotten.jsonl"
+RENAME_EXCHANGE = 2
+AT_FDCWD = -100
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What a takedown removed: samples of the dataset, inputs of its audit, decoded clips of its work folder."""
+
+    source: str
+    keys: tuple[str, ...]
+    inputs: int
+    clips: int
+    fingerprint_before: str
+    fingerprint: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def trace(folder: Path, key: str) -> list[dict[str, Any]]:
+    """Every input with this key or name, kept or not: source, times, every score and decision, its place in a shard.
+
+    Raises DataError for what is no curated dataset, or a key that never came in.
+    """
+    folder = Path(folder)
+    found = [line for line in _audit(folder) if key in (line["key"], line["name"])]
+    if not found:
+        raise DataError(f"{folder / AUDIT}: no input has the key or name {key!r}; its lines name all there are")
+    if (folder / "dataset.json").exists():
+        dataset = open_dataset(folder)
+        return [line | _place(dataset, str(line["key"])) if line["status"] == "kept" else line for line in found]
+    return found
+
+
+def _place(dataset: Dataset, key: str) -> dict[str, Any]:
+    row = dataset.find(key)
+    dataset.verify_shard(row.shard)  # what is told of a shard holds for its bytes
+    place = {"shard": row.shard, "index": row.index, "offset": row.offset, "bytes": row.bytes, "frames": row.frames}
+    return {"place": place, "split": row.split, "licence": row.licence, "fingerprint": dataset.fingerprint}
+
+
+def forget(folder: Path, source: str) -> Forgotten:
+    """Write the dataset again without anything that came from `source`, and exchange it for the old one in one step.
+
+    Removed with it: the audit's text and scores of its inputs (their lines stay, with the reason "forgotten"), report
+    pages, which show pictures, and its decoded clips and scores in the work folder. Features cached elsewhere are
+    named by the fingerprint, which changes. Models trained before are not touched, nor is the vocabulary.
+
+    Killed before the exchange, the dataset is the old one; after it, run again to remove what is left over.
+    Raises DataError for a source that is not there, or that is all there is.
+    """
+    folder = Path(folder).absolute()
+    _remove_leftovers(folder)
+    dataset = open_dataset(folder)
+    lines = _audit(folder)
+    theirs = [line for line in lines if line.get("source") == source]
+    rows = [row for split in dataset.counts for row in dataset.rows(split) if row.source == source]
+    if not theirs and not rows:
+        raise DataError(f"{folder}: nothing came from the source {source!r}; `xgv trace` tells a sample's source")
+    keys = tuple(row.key for row in rows)
+    if len(keys) == len(dataset):
+        raise DataError(f"{folder}: all of its {len(keys)} samples came from {source!r}; remove the folder itself")
+    work = folder.with_name(folder.name + ".work")
+    contents = {str(line["content"]) for line in theirs if line.get("content")}
+    # Before the exchange: a kill between them must not leave pictures that no audit line leads to any more.
+    clips = _forget_work(work, contents)
+    fresh = folder.with_name(f"{folder.name}.forget-{secrets.token_hex(4)}")
+    write_dataset(fresh, _others(dataset, source), dataset.card)
+    after = open_dataset(fresh).fingerprint
+    done = Forgotten(source, keys, len(theirs), clips, dataset.fingerprint, after)
+    _write_beside(folder, fresh, [_emptied(line) if line.get("source") == source else line for line in lines], done)
+    _exchange(fresh, folder)
+    shutil.rmtree(fresh)
+    return done
+
+
+def _audit(folder: Path) -> list[dict[str, Any]]:
+    path = Path(folder) / AUDIT
+    if not path.is_file():
+        raise DataError(f"{path}: is missing; give a dataset that `xgv curate` wrote")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _others(dataset: Dataset, source: str) -> Iterator[Sample]:
+    """Samples in the order they were written, so that a shard that held none of the source stays as it is."""
+    for number in range(len(dataset)):
+        row = dataset.row(number)
+        if row.source != source:
+            yield dataset.read_row(row)
+
+
+def _emptied(line: dict[str, Any]) -> dict[str, Any]:
+    """What stays of an input, so that the sums still hold: its number and that it was forgotten."""
+    name = f"forgotten-{line['number']}"
+    kept = {"number": line["number"], "name": name, "key": name}
+    return kept | {"status": "dropped", "step": "forget", "reason": "forgotten", "detail": ""}
+
+
+def _write_beside(folder: Path, fresh: Path, lines: list[dict[str, Any]], done: Forgotten) -> None:
+    """The files beside the shards; report pages are left behind, because they show pictures."""
+    _write(fresh / AUDIT, "".join(json.dumps(line) + "\n" for line in lines))
+    if (folder / TOKENIZER).exists():
+        shutil.copyfile(folder / TOKENIZER, fresh / TOKENIZER)
+    if (folder / SUMMARY).exists():
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        dropped = Counter(str(line["reason"]) for line in lines if line["reason"] is not None)
+        kept = len(lines) - sum(dropped.values())
+        failed = sum(line["status"] == "failed" for line in lines)
+        counts = {split: count for split, count in open_dataset(fresh).counts.items() if count}
+        summary |= {"pairs_kept": kept, "pairs_failed": failed, "dropped": dict(sorted(dropped.items()))}
+        _write(fresh / SUMMARY, json.dumps(summary | {"splits": counts}, indent=1))
+    # The record names the source by its hash: a takedown should not repeat what it takes down.
+    digest = hashlib.sha256(done.source.encode()).hexdigest()
+    record = {
+        "source_sha256": digest,
+        "samples": len(done.keys),
+        "inputs": done.inputs,
+        "before": done.fingerprint_before,
+    }
+    earlier = (folder / RECORD).read_text(encoding="utf-8") if (folder / RECORD).exists() else ""
+    _write(fresh / RECORD, earlier + json.dumps(record) + "\n")
+    sync(fresh)
+
+
+def _forget_work(work: Path, contents: set[str]) -> int:
+    """Remove decoded clips and stored scores of the contents; returns how many clips. They are made again if needed."""
+    found = [path for content in contents for path in (work / "clips").glob(f"{content[:32]}-*.npz")]
+    for path in found:
+        path.unlink(missing_ok=True)
+    shutil.rmtree(work / "unpacked", ignore_errors=True)  # tars' videos; the next run unpacks what it needs
+    # Scores that are named by content and caption together are all removed: which are the source's is not in them.
+    (work / "scores" / "semantic.jsonl").unlink(missing_ok=True)
+    for store in (work / "scores").glob("*.jsonl"):
+        lines = store.read_text(encoding="utf-8").splitlines(keepends=True)
+        _write(store, "".join(line for line in lines if line.endswith("\n") and json.loads(line)["id"] not in contents))
+    return len(found)
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _exchange(fresh: Path, folder: Path) -> None:
+    """Swap two folders in one step, by Linux's renameat2; no moment without a dataset."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        code = errno.ENOSYS
+    else:
+        code = 0
+        if renameat2(AT_FDCWD, os.fsencode(fresh), AT_FDCWD, os.fsencode(folder), RENAME_EXCHANGE):
+            code = ctypes.get_errno()
+    if code:
+        raise DataError(
+            f"{folder}: this file system cannot exchange two folders ({os.strerror(code)}). {fresh} is the whole new "
+            "dataset: move the old folder away and rename this one to its name"
+        )
+    sync(folder.parent)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Folders of takedowns that were killed: one that was not exchanged yet, or the old data after the exchange."""
+    for left in folder.parent.glob(f"{folder.name}.forget-*"):
+        if (folder / "dataset.json").exists():
+            shutil.rmtree(left)

@@ -1,0 +1,100 @@
+"""A sample is traced to its source, and a source is forgotten: nothing of it stays, and everything else does."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.curate.conftest import line, write_clip_file
+from xgenvideo.cli import main
+from xgenvideo.cli.audit import audit_dataset
+from xgenvideo.curate import takedown
+from xgenvideo.curate.run import curate
+from xgenvideo.curate.settings import CurateSettings
+from xgenvideo.curate.takedown import forget, trace
+from xgenvideo.data.dataset import open_dataset
+from xgenvideo.errors import DataError
+
+PLAIN = CurateSettings(steps=(), vocabulary=300, workers=1, min_seconds=0.5)
+SECRET = "A private ceremony that was never meant to be shown"
+
+
+@pytest.fixture
+def curated(tmp_path: Path) -> Path:
+    """Six inputs of four sources; source `taken` has two kept samples and one that was dropped."""
+    root = tmp_path / "raw"
+    rows = [("a", "taken"), ("b", "other"), ("c", "taken"), ("d", "third"), ("e", "fourth")]
+    for seed, (key, _) in enumerate(rows):
+        write_clip_file(root / f"{key}.mp4", seed=seed)
+    (root / "bad.mp4").touch()
+    lines = [line(key, f"{key}.mp4", caption=SECRET if source == "taken" else "A square moves over the floor.",
+                  source=source) for key, source in [*rows, ("bad", "taken")]]  # fmt: skip
+    (root / "pairs.jsonl").write_bytes(b"".join(lines))
+    curate(root, tmp_path / "out", PLAIN)
+    return tmp_path / "out"
+
+
+def everything(folder: Path) -> bytes:
+    """All bytes of the dataset and its work folder, but the vocabulary."""
+    files = [*folder.rglob("*"), *folder.with_name("out.work").rglob("*")]
+    return b"".join(path.read_bytes() for path in files if path.is_file() and path.name != "tokenizer.json")
+
+
+def test_a_source_is_forgotten_and_the_rest_stays(curated: Path) -> None:
+    before = open_dataset(curated)
+    kept = {key: before.read(key) for key in "bde"}
+    gone = before.read("a").jpegs[0]
+    assert gone in everything(curated)
+    assert SECRET.encode() in everything(curated)
+    done = forget(curated, "taken")
+    assert (done.keys, done.inputs, done.clips) == (("a", "c"), 3, 2)
+    after = open_dataset(curated)
+    assert after.fingerprint == done.fingerprint != before.fingerprint
+    assert {key: after.read(key) for key in after.keys("train")} == kept
+    assert gone not in everything(curated)
+    assert SECRET.encode() not in everything(curated)
+    assert "decisions: 6 in = 3 kept + 3 dropped (forgotten 3)" in list(audit_dataset(curated))
+    assert sorted(path.name for path in curated.parent.iterdir()) == ["out", "out.work", "raw"]
+    # The same command again finds its finished work, and brings nothing back.
+    assert curate(curated.parent / "raw", curated, PLAIN).dropped == {"forgotten": 3}
+    assert forget(curated, "other").keys == ("b",)
+    assert len((curated / "forgotten.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_takedown_that_dies_before_the_exchange_leaves_the_old_dataset(
+    curated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = open_dataset(curated).fingerprint
+
+    def die(fresh: Path, folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(takedown, "_exchange", die)
+        with pytest.raises(KeyboardInterrupt):
+            forget(curated, "taken")
+    assert open_dataset(curated).fingerprint == before
+    assert len(forget(curated, "taken").keys) == 2
+    assert not list(curated.parent.glob("out.forget-*"))
+
+
+def test_trace_tells_kept_and_dropped(curated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (kept,) = trace(curated, "c")
+    assert (kept["status"], kept["source"], kept["start"], kept["end"]) == ("kept", "taken", 0.0, 3.0)
+    assert kept["place"]["shard"] == "train-00000.tar"
+    assert [decision["step"] for decision in kept["decisions"]] == ["decode"]
+    (dropped,) = trace(curated, "bad")
+    assert (dropped["status"], dropped["reason"]) == ("failed", "empty_file")
+    assert main(["trace", "c", "--data", str(curated)]) == 0
+    assert json.loads(capsys.readouterr().out) == [kept]
+    with pytest.raises(DataError, match="no input has"):
+        trace(curated, "nothing")
+
+
+def test_what_cannot_be_forgotten_is_refused(curated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["forget", "nobody", "--data", str(curated)]) == 1
+    assert "nothing came from the source 'nobody'" in capsys.readouterr().err
+    for source in ("taken", "other", "third"):
+        forget(curated, source)
+    with pytest.raises(DataError, match="remove the folder itself"):
+        forget(curated, "fourth")
