@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from xgenvideo.parallel.health import differing
+from xgenvideo.parallel.watchdog import EXIT_HUNG
 
 SCRIPT = Path(__file__).parent / "differing_weights.py"
 
@@ -37,3 +38,22 @@ def test_without_a_majority_every_rank_is_named() -> None:
     assert differing({0: 5, 1: 5, 2: 5}) == []
     assert differing({0: 5, 1: 6, 2: 5}) == [1]
     assert differing({0: 5, 1: 6}) == [0, 1]
+
+
+def test_waiting_for_storage_is_not_hanging_but_a_long_step_is(tmp_path: Path) -> None:
+    script = """
+import time
+from xgenvideo.parallel.watchdog import Watchdog
+from xgenvideo.parallel.world import single_process
+world = single_process()
+with Watchdog(world, 30, 0.4):
+    world.phases.next_step()
+    world.phases.enter("save")
+    time.sleep(0.9)
+    print("saved", flush=True)
+    world.phases.enter("learn")
+    time.sleep(30)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (EXIT_HUNG, "saved\n")
+    assert "(train.step_timeout_seconds), hung: rank 0 in phase 'learn' of step 2" in done.stderr

@@ -7,6 +7,7 @@ import torch
 
 # Phases in which a rank works alone; in every other it may be waiting for the others.
 OWN_WORK = ("load", "encode")
+SAVING = "save"
 
 
 class Phases:

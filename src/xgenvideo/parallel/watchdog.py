@@ -18,18 +18,20 @@ from typing import Any
 
 import torch.distributed as dist
 
-from xgenvideo.parallel.phases import Phases
+from xgenvideo.parallel.phases import SAVING, Phases
 from xgenvideo.parallel.world import World
 
 EXIT_HUNG = 76
 BEATS_A_TIMEOUT = 20
 LONGEST_BEAT_SECONDS = 5.0
+SAVING_STEPS = 3  # waiting for storage may take so many times as long as a step
 
 
 class Watchdog:
     """While entered, a thread that ends this process with EXIT_HUNG once a step takes longer than `step_seconds`.
 
     Until the first step is done it allows `startup_seconds`: features, compilation and the first collectives are slow.
+    Waiting for a checkpoint to be written is no part of a step, and may take SAVING_STEPS times as long.
     """
 
     def __init__(self, world: World, startup_seconds: float, step_seconds: float) -> None:
@@ -39,7 +41,7 @@ class Watchdog:
         self._store: Any = dist.distributed_c10d.PrefixStore("watchdog", _store().clone()) if world.size > 1 else None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        self._step, self._since, self._beats = -1, time.monotonic(), 0
+        self._at, self._since, self._beats = (-1, False), time.monotonic(), 0
 
     def __enter__(self) -> "Watchdog":
         self._thread.start()
@@ -54,10 +56,12 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._ended.wait(self._beat_seconds):
             phases = self.world.phases
-            if phases.step != self._step:
-                self._step, self._since = phases.step, time.monotonic()
+            at = (phases.step, phases.name == SAVING)
+            if at != self._at:
+                self._at, self._since = at, time.monotonic()
             self._tell(phases)
-            allowed = self.step_seconds if self._step > 0 else self.startup_seconds
+            allowed = self.step_seconds if phases.step > 0 else self.startup_seconds
+            allowed *= SAVING_STEPS if phases.name == SAVING else 1
             took = time.monotonic() - self._since
             if took > allowed:
                 self._end(phases, took)
@@ -78,7 +82,7 @@ class Watchdog:
         rank = self.world.rank
         hung = self._hung() or f"rank {rank} in phase {phases.name!r} of step {phases.step + 1}"
         cure = "the job ends here; the same command goes on from the newest checkpoint"
-        setting = "train.step_timeout_seconds" if self._step > 0 else "train.startup_timeout_seconds"
+        setting = "train.step_timeout_seconds" if phases.step > 0 else "train.startup_timeout_seconds"
         told = f"no step for {took:.0f} s ({setting}), hung: {hung}; {cure}"
         print(f"xgv train: rank {rank}: {told}", file=sys.stderr, flush=True)
         # The others still read the store, which one of the processes keeps.

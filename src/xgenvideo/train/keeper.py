@@ -7,6 +7,7 @@ from xgenvideo.checkpoint import PERMANENT, Lease, Ledger, Retention, Saved, Sav
 from xgenvideo.checkpoint.run import CHECKPOINTS
 from xgenvideo.data.making import SPLIT
 from xgenvideo.errors import TrainError
+from xgenvideo.parallel.phases import SAVING
 from xgenvideo.train.log import Log, Silent
 from xgenvideo.train.resume import Training, find_checkpoint, restore, snapshot_of
 
@@ -41,11 +42,13 @@ class Keeper:
         """Save this step in the background, once log and ledger are on disk: they may be ahead of a checkpoint, never
         behind it. Raises CheckpointError when more saves in a row have failed than safety.failed_saves_allowed.
         """
+        self.training.world.phases.enter(SAVING)
         self.log.sync()
         self._tell(self._saver.save_async(snapshot_of(self.training, self._ledger.sync()), kind))
 
     def wait(self) -> Path | None:
         """Wait for the save that is under way; returns the newest checkpoint. Raises as `save` does."""
+        self.training.world.phases.enter(SAVING)
         self._tell(self._saver.wait())
         return self.newest
 
