@@ -69,6 +69,7 @@ def test_hostile_panda_rows_get_reasons_and_nothing_is_run(tmp_path: Path) -> No
     cases = [
         (changed("caption", f"[__import__('pathlib').Path({str(mark)!r}).touch()]"), "bad_list"),
         (changed("caption", "[" * 50000), "bad_list"),
+        (changed("caption", "-" * 500000 + "1"), "bad_list"),
         (changed("caption", "{'a': 1}"), "bad_list"),
         (changed("caption", "['one', 'two']"), "unequal_lists"),
         (changed("caption", "[7]"), "no_caption"),
@@ -90,15 +91,16 @@ def test_hostile_panda_rows_get_reasons_and_nothing_is_run(tmp_path: Path) -> No
     kept = [entry for entry in entries if entry.reason is None]
     assert [entry.name for entry in kept] == ["good.0"]
     got = [entry.reason for entry in entries]
-    assert got[:15] == [reason for _, reason in cases[:15]]
+    assert got[:16] == [reason for _, reason in cases[:16]]
     assert got[-2:] == [None, "duplicate_key"]
-    assert set(got[15:-2]) == {"bad_record"}
+    assert set(got[16:-2]) == {"bad_record"}
     assert not mark.exists()
 
 
 def test_the_published_panda_subset(tmp_path: Path) -> None:
     spans = [[f"0:00:0{n}.000", f"0:00:0{n + 1}.000"] for n in range(6)]
     rows = [panda_row("many", spans, [0.5, 0.9, 0.43, 0.7, 0.8, 0.44]), panda_row("low", spans[:1], [0.2])]
+    rows[0][3] = rows[0][3].replace("A bright", "A C:\\drive \\d bright", 1)
     entries = read(write_csv(tmp_path / "panda.csv", PANDA, rows), "panda-10m")
     assert reasons(entries) == {
         "many.0": "clips_of_video", "many.1": None, "many.2": "low_score", "many.3": None, "many.4": None,

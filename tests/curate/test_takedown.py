@@ -1,6 +1,7 @@
 """A sample is traced to its source, and a source is forgotten: nothing of it stays, and everything else does."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,10 @@ from xgenvideo.cli import main
 from xgenvideo.cli.audit import audit_dataset
 from xgenvideo.curate import takedown
 from xgenvideo.curate.run import curate
-from xgenvideo.curate.settings import CurateSettings
+from xgenvideo.curate.settings import CurateSettings, settings_from
 from xgenvideo.curate.takedown import forget, trace
 from xgenvideo.data.dataset import open_dataset
-from xgenvideo.errors import DataError
+from xgenvideo.errors import ConfigError, DataError
 
 PLAIN = CurateSettings(steps=(), vocabulary=300, workers=1, min_seconds=0.5)
 SECRET = "A private ceremony that was never meant to be shown"
@@ -89,6 +90,29 @@ def test_trace_tells_kept_and_dropped(curated: Path, capsys: pytest.CaptureFixtu
     assert json.loads(capsys.readouterr().out) == [kept]
     with pytest.raises(DataError, match="no input has"):
         trace(curated, "nothing")
+
+
+def test_other_thresholds_take_the_stored_scores_of_an_earlier_run(curated: Path) -> None:
+    raw, work = curated.parent / "raw", curated.with_name("out.work")
+    seen: list[str] = []
+    strict = replace(PLAIN, min_seconds=3.5)
+    summary = curate(raw, curated.with_name("strict"), strict, lambda stage, *_: seen.append(stage), work=work)
+    assert "decode" not in seen
+    assert summary.dropped == {"empty_file": 1, "too_short": 5}
+    again = curate(raw, curated.with_name("again"), PLAIN, lambda stage, *_: seen.append(stage), work=work)
+    assert "decode" not in seen
+    assert open_dataset(again.out).read("a") == open_dataset(curated).read("a")
+    forget(again.out, "taken")
+    assert SECRET.encode() not in b"".join(path.read_bytes() for path in work.rglob("*") if path.is_file())
+
+
+def test_overrides_are_checked() -> None:
+    assert settings_from(["curate.min_change=4", "curate.steps=motion"]) == CurateSettings(
+        steps=("motion",), min_change=4.0
+    )
+    for wrong in ("min_change=4", "curate.none=1", "curate.fps=fast", "curate.steps=magic", "curate.fps=0"):
+        with pytest.raises(ConfigError):
+            settings_from([wrong])
 
 
 def test_what_cannot_be_forgotten_is_refused(curated: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import yaml  # type: ignore[import-untyped]
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from xgenvideo import config as configs
@@ -133,6 +134,10 @@ def test_the_card_states_what_was_measured_and_nothing_else(
     assert "still 3" in card
     assert "CC0-1.0 32" in card
     assert "Steps: 7 of" in card
+    results = ModelCard(card).data.eval_results
+    assert results is not None
+    assert {(one.metric_type, one.dataset_split) for one in results} >= {("temporal_qa", "heldout")}
+    assert "Energy and CO2: not measured" in card
     for target in ("44.5", "H100", "30.2", "30,202,772,625", "150 million"):
         assert target not in card
 

@@ -68,6 +68,11 @@ def curate(parsed: argparse.Namespace) -> None:
     out = Path(parsed.out)
     if parsed.source != "generate" and (parsed.clips is not None or parsed.seed is not None):
         raise ConfigError("--clips, --seed", parsed.source, "belong to `xgv curate generate` only")
+    makes = parsed.source in ("generate", "real-samples")
+    if makes and (parsed.overrides or parsed.preset or parsed.videos or parsed.work):
+        raise ConfigError(
+            "curate.field=value, --preset, --videos, --work", parsed.source, "belong to the curation of pairs"
+        )
     if parsed.source == "generate":
         from xgenvideo.data.generate import generate as generate_clips
 
@@ -79,12 +84,12 @@ def curate(parsed: argparse.Namespace) -> None:
         print(f"{out}: {unpack(out)} real clips, their captions written by us")
     else:
         from xgenvideo.curate.run import curate as curate_folder
-        from xgenvideo.curate.settings import CurateSettings
+        from xgenvideo.curate.settings import settings_from
         from xgenvideo.demo.stages import Milestones
 
-        settings = CurateSettings(preset=parsed.preset)
-        videos = Path(parsed.videos) if parsed.videos else None
-        _print_json(curate_folder(Path(parsed.source), out, settings, Milestones(_note), videos).to_dict())
+        settings = settings_from(parsed.overrides, parsed.preset)
+        videos, work = (Path(path) if path else None for path in (parsed.videos, parsed.work))
+        _print_json(curate_folder(Path(parsed.source), out, settings, Milestones(_note), videos, work).to_dict())
 
 
 def trace(parsed: argparse.Namespace) -> None:
@@ -176,6 +181,20 @@ def evaluate(parsed: argparse.Namespace) -> None:
         print(table(figures))
     if not (folder / "release.json").is_file():
         _write_evaluation(folder, figures)
+    if parsed.needle:
+        _needle(folder, Path(parsed.needle))
+
+
+def _needle(release: Path, out: Path) -> None:
+    """Write needle.json and needle.svg."""
+    from xgenvideo.evaluate.needle import heat_map, needle_grid, report
+    from xgenvideo.infer.release import load_release
+
+    cells = needle_grid(load_release(release))
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "needle.json").write_text(json.dumps(report(cells), indent=2) + "\n", encoding="utf-8")
+    (out / "needle.svg").write_text(heat_map(cells), encoding="utf-8")
+    _note(f"{out / 'needle.svg'}: {len(cells)} cells")
 
 
 def _load(folder: Path) -> Any:
@@ -216,7 +235,15 @@ def generate(parsed: argparse.Namespace) -> None:
     from xgenvideo.infer.release import load_release
 
     release = load_release(Path(parsed.release))
-    print(release.generate(Path(parsed.video), parsed.prompt))
+    if not parsed.times:
+        print(release.generate(Path(parsed.video), parsed.prompt))
+        return
+    from xgenvideo.infer.cite import answer_with_times
+
+    answer = answer_with_times(release, Path(parsed.video), parsed.prompt)
+    print(answer.text)
+    for cited in answer.times:
+        print(f"{cited.start:6.1f} s to {cited.end:6.1f} s  {cited.nats:+.2f} nats against no video")
 
 
 def search(parsed: argparse.Namespace) -> None:

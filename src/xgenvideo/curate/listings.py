@@ -9,6 +9,7 @@ import csv
 import json
 import math
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,9 @@ def _identity(value: Any) -> str:
 def _literal(text: str, column: str) -> list[Any]:
     """A Python list in text. Literals only: a call, a name or an attribute is refused, and nothing is run."""
     try:
-        value = ast.literal_eval(text.strip())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of backslashes in captions
+            value = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise RefusedError("bad_list", f"{column} is no list of plain values ({type(error).__name__})") from error
     if not isinstance(value, list):

@@ -57,29 +57,32 @@ def curate(
     settings: CurateSettings | None = None,
     progress: Progress | None = None,
     videos: Path | None = None,
+    work: Path | None = None,
 ) -> CurateSummary:
     """Turn the raw folder or listing `source` into the dataset `out`, with audit.jsonl, report.html and tokenizer.json.
 
-    `videos` is the folder that a listing's videos lie in; by default the listing's own.
+    `videos` is the folder that a listing's videos lie in; by default the listing's own. `work` keeps scores and decoded
+    clips, by default `OUT.work`: given that of an earlier run, other thresholds are applied without decoding again.
     Every input ends as kept or with one reason code. `progress(stage, done, total)` is called as it goes. Raises
     DataError for a folder that cannot be read or an `out` that holds something else, MissingExtra for a step whose
     package is not installed.
     """
     settings = settings or CurateSettings()
     source, out = Path(source), Path(out)
-    folder = out.absolute().with_name(out.name + ".work")
+    folder = Path(work or out.absolute().with_name(out.name + ".work")).absolute()
     entries = read_source(source, videos, settings.preset, folder / "unpacked")
     items = [Item(number, entry) for number, entry in enumerate(entries)]
     signature = _signature(items, settings)
     finished = _finished(out, signature)
     if finished is not None:
         return finished
-    with Workplace(folder, settings, progress) as work:
-        _judge(items, work)
-        _publish(items, work, out)
+    with Workplace(folder, settings, progress) as place:
+        _judge(items, place)
+        _publish(items, place, out)
         summary = _summary(items, out, signature)
-        write_report(out / "report.html", items, summary.to_dict(), settings, work.read_clip)
-    _write_whole(out / "curation.json", json.dumps(summary.to_dict() | {"settings": settings.to_dict()}, indent=1))
+        write_report(out / "report.html", items, summary.to_dict(), settings, place.read_clip)
+    record = summary.to_dict() | {"settings": settings.to_dict(), "work": str(folder)}
+    _write_whole(out / "curation.json", json.dumps(record, indent=1))
     return summary
 
 
@@ -195,6 +198,7 @@ def _finished(out: Path, signature: str) -> CurateSummary | None:
             raise DataError(f"{out}: was curated from another input or with other settings; give a new folder")
         return None
     values.pop("settings")
+    values.pop("work", None)
     return CurateSummary(**(values | {"out": out}))
 
 

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from xgenvideo.config.read import from_dict
 from xgenvideo.errors import ConfigError
 
 PRESETS = ("panda-10m", "internvid-flt")
@@ -97,6 +98,30 @@ class CurateSettings:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return dataclasses.asdict(self)
+
+
+def settings_from(assignments: list[str], preset: str = "") -> CurateSettings:
+    """The defaults with `curate.field=value` overrides. Raises ConfigError naming the setting and the valid ones."""
+    values: dict[str, Any] = {"preset": preset}
+    steps: tuple[str, ...] = STEPS
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        field = name.removeprefix("curate.")
+        if not equals or field == name:
+            raise ConfigError(name, text, "an override of curation is written curate.field=value")
+        if field == "steps":
+            steps = tuple(filter(None, text.split(",")))
+        else:
+            values[field] = _plain(text) if field not in ("language", "preset") else text
+    settings: CurateSettings = from_dict(values, CurateSettings, "curate.")
+    return dataclasses.replace(settings, steps=steps)
+
+
+def _plain(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 @dataclass(frozen=True)

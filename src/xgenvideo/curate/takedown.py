@@ -82,7 +82,7 @@ def forget(folder: Path, source: str) -> Forgotten:
     keys = tuple(row.key for row in rows)
     if len(keys) == len(dataset):
         raise DataError(f"{folder}: all of its {len(keys)} samples came from {source!r}; remove the folder itself")
-    work = folder.with_name(folder.name + ".work")
+    work = _work(folder)
     contents = {str(line["content"]) for line in theirs if line.get("content")}
     # Before the exchange: a kill between them must not leave pictures that no audit line leads to any more.
     clips = _forget_work(work, contents)
@@ -94,6 +94,13 @@ def forget(folder: Path, source: str) -> Forgotten:
     _exchange(fresh, folder)
     shutil.rmtree(fresh)
     return done
+
+
+def _work(folder: Path) -> Path:
+    """Where the run that wrote the dataset kept scores and decoded clips."""
+    path = folder / SUMMARY
+    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return Path(record.get("work", folder.with_name(folder.name + ".work")))
 
 
 def _audit(folder: Path) -> list[dict[str, Any]]:

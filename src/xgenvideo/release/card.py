@@ -41,7 +41,12 @@ def model_card(figures: dict[str, Any], config: RunConfig, licence: str) -> str:
 
 def _front_matter(figures: dict[str, Any], licence: str) -> Iterator[str]:
     """YAML; strings are quoted as JSON does, which YAML reads."""
-    yield from ("---", f"license: {json.dumps(licence)}", "library_name: xgenvideo", "pipeline_tag: video-text-to-text")
+    yield from (
+        "---",
+        f"license: {json.dumps(licence)}",
+        "library_name: transformers",
+        "pipeline_tag: video-text-to-text",
+    )
     yield "tags: [video-language, long-video, temporal-reasoning, video-text-retrieval]"
     evaluation = figures["evaluation"]
     measured = [(name, title) for name, title in REPORTED if evaluation and evaluation.get(name) is not None]
@@ -88,7 +93,20 @@ def _opening(figures: dict[str, Any], config: RunConfig) -> Iterator[str]:
 
 def _use() -> Iterator[str]:
     yield from ("## Use", "", "```", 'xgv generate RELEASE VIDEO "Which appears first?"', "xgv generate RELEASE VIDEO")
-    yield from ("xgv search RELEASE FOLDER TEXT", "```", "")
+    yield from (
+        "xgv search RELEASE FOLDER TEXT",
+        "```",
+        "",
+        "With transformers, PyAV and OpenCV alone:",
+    )
+    yield from ("", "```python", "from transformers import AutoModelForCausalLM, AutoProcessor", "")
+    yield "model = AutoModelForCausalLM.from_pretrained(RELEASE, trust_remote_code=True)"
+    yield "processor = AutoProcessor.from_pretrained(RELEASE, trust_remote_code=True)"
+    yield 'question = {"type": "text", "text": "Which appears first?"}'
+    yield 'talk = [{"role": "user", "content": [{"type": "video", "path": VIDEO}, question]}]'
+    yield "inputs = processor.apply_chat_template(talk, tokenize=True)"
+    yield 'print(processor.post_process_text(model.generate(**inputs), inputs["input_ids"].shape[1]))'
+    yield from ("```", "")
     yield (
         "Intended for research on video-text pre-training: captions, answers about the order and timing of events, "
         "search in videos. Not intended for decisions about people, surveillance, or any use where a wrong answer does "
@@ -111,8 +129,24 @@ def _training(figures: dict[str, Any], config: RunConfig) -> Iterator[str]:
     machine = figures["hardware"]
     gpus = ", ".join(machine.get("gpus", [])) or "no GPU"
     yield f"- Machine of the export, as detected: {machine['cpu']}, {machine['cores']} cores, {gpus}."
+    yield from _cost(figures, config)
     versions = ", ".join(f"{name} {version}" for name, version in figures["versions"].items())
     yield f"- Versions: {versions}."
+
+
+def _cost(figures: dict[str, Any], config: RunConfig) -> Iterator[str]:
+    """Time out of the log; what no record of the run holds is called so."""
+    seconds = (figures["training"] or {"median": {}})["median"].get("seconds_per_step")
+    ranks = config.layout.world
+    if seconds is None:
+        yield f"- Time: {NOT_MEASURED}; the run's layout has {ranks} ranks."
+    else:
+        hours = figures["step"] * seconds / 3600
+        yield (
+            f"- Time: {hours:.2f} h, the median {seconds:.3g} s a step times {figures['step']:,} steps, "
+            f"without restarts and saving; {ranks} ranks, so {ranks * hours:.2f} rank-hours."
+        )
+    yield f"- Country: not recorded. Energy and CO2: {NOT_MEASURED}."
 
 
 def _first_and_last(training: dict[str, Any] | None, name: str) -> str:
