@@ -172,7 +172,7 @@ def disk(trial: Trial) -> list[Verdict]:
     if done.returncode:
         why = f"could not be tried: {done.stderr[-300:]}"
         return [Verdict(fault, "kept", False, why) for fault in ("disk_full", "read_only")]
-    told = json.loads(done.stdout.splitlines()[-1])
+    told = json.loads(done.stdout.splitlines()[-1].replace(str(out), "RUN"))
     before = set(told["before"])
     full = "No space left" in told["full"] and before <= set(told["after_full"])
     goes_on = not told["goes_on"] and before <= set(told["after_goes_on"])
