@@ -1,7 +1,8 @@
-"""The frozen vision encoder: transformers' CLIP vision tower, never trained, never in a periodic checkpoint."""
+"""The frozen vision encoder: a CLIP vision transformer, never trained, never in a periodic checkpoint."""
 
 import hashlib
 import importlib
+import json
 from pathlib import Path
 from typing import Any, Self
 
@@ -9,14 +10,15 @@ import torch
 from einops import rearrange
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from xgenvideo.config import VisionConfig
 from xgenvideo.errors import ConfigError, MissingExtra
+from xgenvideo.models.vit import VisionTransformer
 
 # OpenAI CLIP's pixel statistics, which OpenCLIP bigG shares.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+PREFIX = "vision_model."
 BUILTIN = Path(__file__).parent / "weights" / "tiny_vision.safetensors"
 
 
@@ -46,22 +48,12 @@ class FrozenVision(nn.Module):
 
     @staticmethod
     def _build(config: VisionConfig) -> nn.Module:
-        return CLIPVisionModel(
-            CLIPVisionConfig(
-                hidden_size=config.width,
-                intermediate_size=config.mlp,
-                num_hidden_layers=config.depth,
-                num_attention_heads=config.heads,
-                image_size=config.image_size,
-                patch_size=config.patch,
-                hidden_act="gelu",
-            )
-        )
+        return VisionTransformer(config)
 
     def _see(self, pixels: Tensor) -> Tensor:
         """Normalised pixels [N 3 S S] -> patch features [N P Wv]."""
-        hidden: Tensor = self.tower(pixel_values=pixels).last_hidden_state
-        return hidden[:, 1:]
+        features: Tensor = self.tower(pixels)
+        return features[:, 1:]
 
 
 class EfficientNetVision(FrozenVision):
@@ -125,16 +117,33 @@ def load_weights(vision: FrozenVision) -> None:
 
 
 def _folder_state(folder: Path) -> dict[str, Tensor]:
-    """All tensors of the safetensors files of a CLIP vision checkpoint folder, names as the tower has them."""
+    """The vision tower's tensors in a checkpoint folder of a whole CLIP model or of its tower alone."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ConfigError(
             "model.vision.weights", str(folder), "must be a folder with *.safetensors of a CLIP vision tower"
         )
-    state: dict[str, Tensor] = {}
-    for file in files:
-        state |= {name: tensor for name, tensor in load_file(file).items() if name.startswith("vision_model.")}
+    _check_activation(folder)
+    found = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    inside = {name: tensor for name, tensor in found.items() if name.startswith(PREFIX)} or found
+    state = {name.removeprefix(PREFIX): tensor for name, tensor in inside.items()}
+    state.pop("embeddings.position_ids", None)  # older checkpoints keep the numbers 0 to P
     return state
+
+
+def _check_activation(folder: Path) -> None:
+    """Refuse a tower whose config.json names another activation: its weights would fit and its features be wrong."""
+    path = folder / "config.json"
+    if not path.exists():
+        return
+    try:
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+        named = theirs.get("vision_config", theirs).get("hidden_act", "gelu")
+    except (ValueError, AttributeError) as error:
+        raise ConfigError("model.vision.weights", str(path), "must be the JSON that belongs to the weights") from error
+    if named != "gelu":
+        rule = f"its config.json says hidden_act {named!r}; this encoder computes an exact 'gelu', as OpenCLIP's do"
+        raise ConfigError("model.vision.weights", str(folder), rule)
 
 
 def random_seed(config: VisionConfig) -> int:

@@ -4,27 +4,23 @@ The folder is what transformers' `save_pretrained` writes. Nothing in it is unpi
 """
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 
 from xgenvideo.config import DecoderConfig, RunConfig
 from xgenvideo.errors import ConfigError
 from xgenvideo.models.decoder import Decoder
 from xgenvideo.models.initial import Box
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
 SETTING = "model.decoder_from"
-FAMILIES: Mapping[str, type[PretrainedConfig]] = {
-    "llama": LlamaConfig,
-    "mistral": MistralConfig,
-    "qwen2": Qwen2Config,
-    "qwen3": Qwen3Config,
-}
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 DTYPES = ("F64", "F32", "F16", "BF16")
@@ -102,8 +98,10 @@ def _refusal(folder: Path, rule: str) -> ConfigError:
     return ConfigError(SETTING, str(folder), rule)
 
 
-def read_family(folder: Path) -> PretrainedConfig:
+def read_family(folder: Path) -> "PretrainedConfig":
     """config.json of a checkpoint with its family's defaults filled in. Raises ConfigError."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # seconds: only for who starts from one
+
     path = folder / "config.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -115,13 +113,13 @@ def read_family(folder: Path) -> PretrainedConfig:
     if values.get("quantization_config"):
         raise _refusal(folder, "config.json says that its weights are quantised; give the ones that are not")
     try:
-        family = FAMILIES[kind].from_dict(values)
+        family: PretrainedConfig = CONFIG_MAPPING[kind].from_dict(values)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise _refusal(folder, f"config.json is no {kind} config ({error})") from error
     return family
 
 
-def check_sizes(config: RunConfig, theirs: PretrainedConfig, folder: Path) -> None:
+def check_sizes(config: RunConfig, theirs: "PretrainedConfig", folder: Path) -> None:
     """Refuse what the decoder does not compute, then sizes that are not the recipe's: all of them in one message."""
     rope = theirs.rope_parameters or {}
     unlike = {
@@ -149,7 +147,7 @@ def check_sizes(config: RunConfig, theirs: PretrainedConfig, folder: Path) -> No
         raise ConfigError(f"model.decoder.{first}", ours[first], rule)
 
 
-def decoder_settings(theirs: PretrainedConfig) -> dict[str, int | float | bool]:
+def decoder_settings(theirs: "PretrainedConfig") -> dict[str, int | float | bool]:
     """What `model.decoder` must say for the decoder to be a checkpoint's model; dotted names for nested settings."""
     heads, rope = theirs.num_attention_heads, theirs.rope_parameters or {}
     settings: dict[str, int | float | bool] = {
