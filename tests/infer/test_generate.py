@@ -1,5 +1,6 @@
 """Writing token by token and scoring, against plain loops over one text."""
 
+import copy
 from collections import Counter
 from typing import Any
 
@@ -11,8 +12,18 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from xgenvideo.data.text import question_document
 from xgenvideo.data.tokenizer import BOS, EOS, Tokenizer
 from xgenvideo.errors import ConfigError
+from xgenvideo.infer import one_token
 from xgenvideo.infer.cache import DecodingCache
-from xgenvideo.infer.generate import STOPS, Draw, beam_search, caption_prompt, generate, question_ids, stream
+from xgenvideo.infer.generate import (
+    STOPS,
+    Draw,
+    beam_search,
+    caption_prompt,
+    generate,
+    question_ids,
+    steps,
+    stream,
+)
 from xgenvideo.infer.likelihood import log_likelihoods, option_documents
 from xgenvideo.models.video_lm import VideoLM
 
@@ -181,9 +192,15 @@ def test_transformers_writes_the_same_tokens(
     assert any(written)
 
 
+@pytest.mark.parametrize("joined", [one_token.JOINED_NUMBERS, 0], ids=["small weights", "large weights"])
 def test_the_cache_gives_the_logits_of_the_whole_text(
-    small_model: VideoLM, text_prompts: list[list[int]], latents: Tensor
+    small_model: VideoLM,
+    text_prompts: list[list[int]],
+    latents: Tensor,
+    joined: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(one_token, "JOINED_NUMBERS", joined)
     texts = [list(prompt) for prompt in text_prompts]
     with torch.inference_mode():
         cache = DecodingCache(small_model.decoder, latents, [2, 0, 2], 40)
@@ -196,10 +213,26 @@ def test_the_cache_gives_the_logits_of_the_whole_text(
             rows = [[0, 1, 2], [2, 1, 0], [2, 2, 1], [0, 1], [1, 1], [0, 1]][step]
             texts, videos = [list(texts[row]) for row in rows], [videos[row] for row in rows]
             cache.keep(rows)
-            tokens = [50 + step + row for row in range(len(rows))]
-            for text, token in zip(texts, tokens, strict=True):
-                text.append(token)
-            found = cache.step(tokens)
+            new = [50 + step + row for row in range(len(rows))]
+            for text, one in zip(texts, new, strict=True):
+                text.append(one)
+            found = cache.step(new)
+
+
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-11), (torch.bfloat16, 0.05)])
+def test_a_token_at_a_time_is_the_whole_prompt_in_every_precision(
+    small_model: VideoLM, latents: Tensor, dtype: torch.dtype, close: float
+) -> None:
+    decoder = copy.deepcopy(small_model.decoder).to(dtype)
+    text = [1, 40, 50, 60, 70, 80]
+    with torch.inference_mode():
+        whole = DecodingCache(decoder, latents[:1].to(dtype), [0], 8).start([text])
+        cache = DecodingCache(decoder, latents[:1].to(dtype), [0], 8)
+        found = cache.start([text[:1]])
+        for one in text[1:]:
+            found = cache.step([one])
+    assert found.dtype == dtype
+    assert float((found - whole).norm() / whole.norm()) < close
 
 
 def test_a_stream_is_the_text_in_whole_letters(
@@ -256,3 +289,22 @@ def test_one_beam_follows_the_greedy_text_and_may_end_it_earlier(
     assert len(greedy) == 12
     assert ids == greedy[: len(ids)]
     assert value == pytest.approx(max(*ends, totals[-1]), abs=1e-4)
+
+
+def test_texts_of_one_batch_keep_their_own_wishes(
+    small_model: VideoLM, twins_tokenizer: Tokenizer, latents: Tensor
+) -> None:
+    prompts = [caption_prompt(), question_ids("Which appears first?", twins_tokenizer), [BOS, 40, 41]]
+    draws = [Draw(), Draw(1.0, 0.9, 7), Draw(only=[[50, 51, 52], [60, 61, 62]])]
+    lengths = [3, 9, 5]
+    written: list[list[int]] = [[], [], []]
+    for chosen in steps(small_model, twins_tokenizer, latents, prompts, lengths, draws):
+        for row, token in chosen:
+            written[row].append(token)
+    for row, (prompt, draw) in enumerate(zip(prompts, draws, strict=True)):
+        wishes = (draw.temperature, draw.top_p, draw.seed, draw.only)
+        assert generate(small_model, twins_tokenizer, latents[row : row + 1], [prompt], lengths[row], *wishes) == [
+            written[row]
+        ]
+    left = [len(chosen) for chosen in steps(small_model, twins_tokenizer, latents, prompts, lengths, draws, bool)]
+    assert max(left) == 1, "texts 1 and 2 are unwanted from the start"

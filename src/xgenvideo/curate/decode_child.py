@@ -5,21 +5,19 @@ Started by `workers.py` with its memory limit in MB as argument. It imports no m
 
 import json
 import math
-import os
-import resource
 import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from xgenvideo.curate.clips import Clip, write_clip
 from xgenvideo.curate.colours import colour_shares
 from xgenvideo.curate.motion import measure_motion
 from xgenvideo.curate.text_overlay import suspect_text
+from xgenvideo.data.confined import confine
 from xgenvideo.data.video import Probe, probe_and_sample
 from xgenvideo.errors import MediaError
 from xgenvideo.records import SampledVideo
@@ -68,16 +66,7 @@ def _sample(
 
 def main() -> None:
     """Answer jobs until stdin ends."""
-    limit = int(sys.argv[1]) * 2**20
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process even inside C code
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    cv2.setNumThreads(1)
-    np.seterr(all="ignore")
-    # Answers get a channel of their own: libraries print to stdout.
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
+    answers = confine(int(sys.argv[1]))
     for line in sys.stdin.buffer:
         job = json.loads(line)
         signal.setitimer(signal.ITIMER_REAL, job["seconds"])

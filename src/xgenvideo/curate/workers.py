@@ -1,18 +1,17 @@
 """Child processes that decode strangers' videos: a crash, a hang or a memory bomb costs that one file, not the run."""
 
 import json
-import os
 import selectors
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
+
+from xgenvideo.data.confined import start_child
 
 GRACE_SECONDS = 5.0
 
@@ -49,13 +48,7 @@ class DecodePool:
         return [child.process.pid for child in self._children]
 
     def _start(self) -> _Child:
-        environment = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-        # The child finds this package wherever the parent found it.
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), *sys.path]))
-        command = [sys.executable, "-m", "xgenvideo.curate.decode_child", str(self.memory_mb)]
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
-        )
+        process = start_child("xgenvideo.curate.decode_child", self.memory_mb)
         assert process.stdout is not None
         child = _Child(process, process.stdout)
         self._selector.register(child.answers, selectors.EVENT_READ, child)

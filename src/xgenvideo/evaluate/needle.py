@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from xgenvideo.data.frames import fit_square
 from xgenvideo.data.generate import Scene, key_frames, make_twins
 from xgenvideo.errors import ConfigError
-from xgenvideo.infer.release import Release, Window
-from xgenvideo.infer.search import embed_text
+from xgenvideo.infer.moments import Moments, moment_for_question, rank_by_caption, read_moments
+from xgenvideo.infer.release import Release
+from xgenvideo.records import Question
 
-LENGTHS_SECONDS = (32, 120, 300, 600)
+LENGTHS_SECONDS = (32, 120, 300, 600, 1800, 3600)
 POSITIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 DRAWN_FPS = 2.0
 CELL, EDGE = 64, 72
@@ -28,18 +28,33 @@ CELL, EDGE = 64, 72
 class Cell:
     """What was found of `needles` clips hidden at `position` (share of the length) of videos of `seconds`.
 
-    `searched`: so many clips' captions had the highest cosine with a window that shows the clip, out of `windows`.
-    `answered`: so many of `questions` about them were right by option likelihood, where luck gives `lucky`.
+    `found`: the best of `moments` moments for the clip's caption has its middle inside the clip. Of `questions` about
+    the clips: `answered` from the moment found, `answered_by_question` from the one that fits the question itself best,
+    `answered_at_once` from the latents of all windows together; right is the likeliest option, and luck gives `lucky`.
     """
 
     seconds: int
     position: float
     needles: int
-    windows: int
-    searched: int
+    moments: int
+    found: int
     questions: int
     answered: int
+    answered_by_question: int
+    answered_at_once: int
     lucky: float
+
+
+@dataclass(frozen=True, repr=False)
+class Needle:
+    """A clip to hide, and the encoded frames [N P Wv] of it and of clips that share no thing with it."""
+
+    scene: Scene
+    features: Tensor
+    hay: Tensor
+
+    def __repr__(self) -> str:
+        return f"Needle({self.scene.caption!r}, features={list(self.features.shape)}, hay={list(self.hay.shape)})"
 
 
 def needle_grid(
@@ -51,85 +66,109 @@ def needle_grid(
 ) -> list[Cell]:
     """A cell for each length and position, lengths first. Raises ConfigError for a needle longer than the haystack.
 
-    The same clips and the same haystack serve every cell, so cells differ by length and position alone.
+    The same clips and haystacks serve every cell, so cells differ by length and position alone. No clip of a haystack
+    shows a thing that the needle shows: a question about the red circle has one true answer.
     """
     if release.config.data.fps != DRAWN_FPS:
         raise ConfigError(
             "data.fps", release.config.data.fps, f"must be {DRAWN_FPS:g}, the rate of generated key frames"
         )
-    hidden = [make_twins(seed, number)[0] for number in range(needles)]
-    longest = max(len(scene.states) for scene in hidden)
+    scenes = [make_twins(seed, number)[0] for number in range(needles)]
+    longest = max(len(scene.states) for scene in scenes)
     if any(2 * seconds < longest for seconds in lengths_seconds):
         raise ConfigError("lengths_seconds", tuple(lengths_seconds), f"must each be at least {longest / 2:g} s")
-    hay = _hay(release, seed + 1, 2 * max(lengths_seconds))
-    return [_cell(release, hidden, hay, seconds, share) for seconds in lengths_seconds for share in positions]
+    hidden = [_needle(release, scene, seed + 1, 2 * max(lengths_seconds)) for scene in scenes]
+    return [_cell(release, hidden, seconds, share) for seconds in lengths_seconds for share in positions]
 
 
-def _cell(release: Release, hidden: list[Scene], hay: NDArray[np.uint8], seconds: int, position: float) -> Cell:
-    searched = answered = questions = windows = 0
-    lucky = 0.0
-    for scene in hidden:
-        needle = _squares(release, key_frames(scene))
-        start = round(position * (2 * seconds - len(needle)))
-        frames = hay[: 2 * seconds].copy()
-        frames[start : start + len(needle)] = needle
-        latents, vectors = _watch(release, frames)
-        windows = len(vectors)
-        best = int((vectors @ torch.from_numpy(embed_text(release, scene.caption))).argmax())
-        first, last = best * release.config.data.frames, (best + 1) * release.config.data.frames
-        searched += first < start + len(needle) and last > start
-        for question in scene.questions:
-            scores = release.score_options(latents, question.text, question.options)
-            answered += int(np.argmax(scores)) == question.answer
-            questions, lucky = questions + 1, lucky + 1 / len(question.options)
-    return Cell(seconds, position, len(hidden), windows, searched, questions, answered, lucky)
+def _needle(release: Release, scene: Scene, seed: int, hay_frames: int) -> Needle:
+    """The scene with a haystack of `hay_frames` frames."""
+    parts: list[Tensor] = []
+    drawn = 0
+    while sum(map(len, parts)) < hay_frames:
+        other = make_twins(seed, drawn)[0]
+        drawn += 1
+        if not _things(other) & _things(scene):
+            parts.append(_encode(release, other))
+    return Needle(scene, _encode(release, scene), torch.cat(parts)[:hay_frames])
+
+
+def _things(scene: Scene) -> set[str]:
+    return {placed.thing.name for state in scene.states for placed in state}
 
 
 @torch.inference_mode()
-def _watch(release: Release, frames: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
-    """Frames [N S S 3] at 2 FPS -> latents [1 W*Q Dr] and a unit vector for each window [W E]."""
-    latents, vectors = [], []
-    for window in _windows(frames, release.config.data.frames):
-        latents.append(release.window_latents(window))
-        alone = release.window_latents(window, from_start=False)
-        vectors.append(release.model.video_embedding(alone)[0].float().cpu())
-    return torch.cat(latents, dim=1), torch.stack(vectors)
+def _encode(release: Release, scene: Scene) -> Tensor:
+    """Features [N P Wv] of a scene's key frames."""
+    size = release.config.model.vision.image_size
+    squares = np.stack([fit_square(picture, size) for picture in key_frames(scene)])
+    frames = torch.from_numpy(np.ascontiguousarray(squares.transpose(0, 3, 1, 2)))
+    features: Tensor = release.model.encode_frames(frames.to(release.model.logit_scale.device))
+    return features
 
 
-def _windows(frames: NDArray[np.uint8], length: int) -> Iterator[Window]:
-    for at in range(0, len(frames), length):
-        part = torch.from_numpy(np.ascontiguousarray(frames[at : at + length].transpose(0, 3, 1, 2)))
-        yield Window(at / DRAWN_FPS, part, (at + torch.arange(len(part))).float() / DRAWN_FPS)
+def _cell(release: Release, hidden: Sequence[Needle], seconds: int, position: float) -> Cell:
+    found = read = 0
+    right = np.zeros(3, dtype=np.int64)
+    questions = [question for needle in hidden for question in needle.scene.questions]
+    for needle in hidden:
+        features = needle.hay[: 2 * seconds].clone()
+        start = round(position * (2 * seconds - len(needle.features)))
+        end = start + len(needle.features)
+        features[start:end] = needle.features
+        seen = read_moments(release, _windows(release, features))
+        best = rank_by_caption(release, seen, needle.scene.caption)[0]
+        read = len(seen.spans)
+        found += start <= DRAWN_FPS * sum(seen.spans[best]) / 2 <= end
+        together = _at_once(release, features)
+        for question in needle.scene.questions:
+            right += _right(release, question, seen, best, together)
+    lucky = sum(1 / len(question.options) for question in questions)
+    return Cell(seconds, position, len(hidden), read, found, len(questions), *right.tolist(), lucky)
 
 
-def _hay(release: Release, seed: int, count: int) -> NDArray[np.uint8]:
-    """`count` frames [N S S 3] of other clips, one after the other."""
-    parts: list[NDArray[np.uint8]] = []
-    while sum(map(len, parts)) < count:
-        parts.append(_squares(release, key_frames(make_twins(seed, len(parts))[0])))
-    return np.concatenate(parts)[:count]
+def _right(release: Release, question: Question, seen: Moments, best: int, together: Tensor) -> list[bool]:
+    """Whether the question is answered from the moment found, from the one that fits it best, and from everything."""
+    own = moment_for_question(release, seen, question.text, question.options)
+    read = (seen.latents[best][None], seen.latents[own][None], together)
+    scores = [release.score_options(latents, question.text, question.options) for latents in read]
+    return [int(np.argmax(values)) == question.answer for values in scores]
 
 
-def _squares(release: Release, pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.stack([fit_square(picture, release.config.model.vision.image_size) for picture in pictures])
+def _windows(release: Release, features: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Features [F P Wv] and pts [F] seconds of each window of a whole video's features [N P Wv]."""
+    length = release.config.data.frames
+    for at in range(0, len(features), length):
+        part = features[at : at + length]
+        yield part, (at + torch.arange(len(part))).float() / DRAWN_FPS
+
+
+@torch.inference_mode()
+def _at_once(release: Release, features: Tensor) -> Tensor:
+    """Latents [1 W*Q Dr] of all windows, as the decoder reads a long video when nobody says where to look."""
+    latents = []
+    for part, pts in _windows(release, features):
+        seconds = pts.to(part.device)[None]
+        latents.append(release.model.latents(part[None], seconds, torch.ones_like(seconds, dtype=torch.bool)))
+    return torch.cat(latents, dim=1)
 
 
 def heat_map(cells: Sequence[Cell]) -> str:
-    """SVG: a row a length, a column a position, for search and for answers; each cell says what it counts."""
+    """SVG: a row a length, a column a position, for finding and for answers; each cell says what it counts."""
     lengths, positions = (sorted({getattr(cell, name) for cell in cells}) for name in ("seconds", "position"))
     panel = EDGE + CELL * len(positions)
     height = EDGE + CELL * len(lengths)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * panel + 24} {height}" font-family="sans-serif">'
     ]
-    titles = ("clip found by its caption", "questions answered")
+    titles = ("clip found by its caption", "questions answered from the moment found")
     for number, title in enumerate(titles):
         left = number * (panel + 24)
         parts.append(f'<text x="{left + EDGE}" y="20" font-size="14">{title}</text>')
         parts += [_label(left + EDGE + CELL * (i + 0.5), 56, f"{share:.0%}") for i, share in enumerate(positions)]
         parts += [_label(left + 36, EDGE + CELL * (i + 0.5) + 5, f"{one} s") for i, one in enumerate(lengths)]
         for cell in cells:
-            found, of = (cell.searched, cell.needles) if number == 0 else (cell.answered, cell.questions)
+            found, of = (cell.found, cell.needles) if number == 0 else (cell.answered, cell.questions)
             x, y = left + EDGE + CELL * positions.index(cell.position), EDGE + CELL * lengths.index(cell.seconds)
             parts.append(_square(x, y, found, of))
     return "\n".join([*parts, "</svg>", ""])
@@ -147,11 +186,9 @@ def _square(x: float, y: float, found: int, of: int) -> str:
 
 
 def report(cells: Sequence[Cell]) -> dict[str, Any]:
-    """The grid as JSON values, and over all cells what was found against what luck gives."""
+    """The grid as JSON values, and over all cells the shares found and answered, against what luck gives."""
     needles, questions = sum(cell.needles for cell in cells), sum(cell.questions for cell in cells)
-    return {
-        "cells": [vars(cell) for cell in cells],
-        "searched": sum(cell.searched for cell in cells) / max(1, needles),
-        "answered": sum(cell.answered for cell in cells) / max(1, questions),
-        "answered_by_luck": sum(cell.lucky for cell in cells) / max(1, questions),
-    }
+    shares = {"found": sum(cell.found for cell in cells) / max(1, needles)}
+    for name in ("answered", "answered_by_question", "answered_at_once", "lucky"):
+        shares[name] = sum(getattr(cell, name) for cell in cells) / max(1, questions)
+    return {"cells": [vars(cell) for cell in cells], **shares}

@@ -8,12 +8,10 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from xgenvideo.infer.one_token import Memory, TokenBlock, TokenCross, normalise
 from xgenvideo.models.decoder import CrossBlock, Decoder, SelfBlock
 from xgenvideo.models.layers import attend, document_mask, rotary, rotate
-
-Memory = tuple[Tensor, Tensor]
 
 
 class DecodingCache:
@@ -35,6 +33,8 @@ class DecodingCache:
         self._see(list(videos))
         shape = (len(videos), config.kv_heads, room, config.head_size)
         self._text = {i: (weight.new_zeros(shape), weight.new_zeros(shape)) for i in self._layers}
+        self._one = {i: TokenBlock(block) for i, block in self._layers.items()}
+        self._one_cross = {i: TokenCross(block) for i, block in self._cross.items()}
         self._padding = torch.zeros(len(videos), dtype=torch.long, device=self.device)
         self._room, self._used = room, 0
         self._place()
@@ -49,12 +49,20 @@ class DecodingCache:
         real = self._real[:, 0, 0, :longest].expand(len(texts), -1)
         # Padding is a document of its own: no token of a text looks at it.
         mask = document_mask(torch.where(real, 0, -1))
-        return self._run(torch.tensor(padded, device=self.device), mask)
+        return self._read_prompts(torch.tensor(padded, device=self.device), mask)
 
     def step(self, tokens: Sequence[int]) -> Tensor:
         """Add one token to each text; logits [B V] of the next."""
-        mask = self._real[..., : self._used + 1] if self._padded else None
-        return self._run(torch.tensor(tokens, device=self.device)[:, None], mask)
+        place = self._used
+        mask = self._real[..., : place + 1] if self._padded else None
+        cos, sin = self._cos[:, :, place], self._sin[:, :, place]
+        x: Tensor = self.decoder.embedding(torch.tensor(tokens, device=self.device))
+        for i, block in self._one.items():
+            if i in self._seen:
+                x = self._one_cross[i](x, self._seen[i])
+            x = block(x, self._text[i], place, cos, sin, mask)
+        self._used += 1
+        return self._logits(x)
 
     def keep(self, rows: Sequence[int]) -> None:
         """From now on text i is what text `rows[i]` was: texts that ended are left out, beams are copied."""
@@ -88,44 +96,34 @@ class DecodingCache:
                 keys, values = (part[videos] for part in memory)
             self._seen[i] = keys, values
 
-    def _run(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        """tokens [B T] after those already read, mask [B 1 T used+T] -> logits [B V] after the last."""
+    def _read_prompts(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """tokens [B T], the first ones, mask [B 1 T T] -> logits [B V] after the last."""
         count = tokens.shape[1]
-        cos, sin = (part[:, :, self._used : self._used + count] for part in (self._cos, self._sin))
+        cos, sin = self._cos[:, :, :count], self._sin[:, :, :count]
         x: Tensor = self.decoder.embedding(tokens)
         sees_video = torch.ones_like(tokens, dtype=torch.bool)
         for i, block in self._layers.items():
             if i in self._seen:
                 x = self._cross[i].attend_to(x, self._seen[i], sees_video)
-            x = self._self_block(block, self._text[i], x, cos, sin, mask)
-        self._used += count
-        logits: Tensor = self.decoder.head(self.decoder.norm(x[:, -1]))
+            x = _remember(block, self._text[i], x, cos, sin, mask)
+        self._used = count
+        return self._logits(x[:, -1])
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """x [B D] -> [B V]."""
+        logits: Tensor = self.decoder.head(normalise(self.decoder.norm, x))
         return logits
 
-    def _self_block(
-        self, block: SelfBlock, memory: Memory, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None
-    ) -> Tensor:
-        """`SelfBlock.forward` whose earlier keys and values are remembered; x [B T D] -> [B T D]."""
-        normed = block.attention_norm(x)
-        # Views, not einops: at one token a step, a small model's time goes into calls.
-        q, k, v = (
-            part.unflatten(-1, (-1, block.head_size)).transpose(1, 2)
-            for part in (block.q(normed), block.k(normed), block.v(normed))
-        )
-        keys, values = memory
-        end = self._used + x.shape[1]
-        keys[:, :, self._used : end] = rotate(block.k_norm(k), cos, sin)
-        values[:, :, self._used : end] = v
-        x = x + block.out(_attend(rotate(block.q_norm(q), cos, sin), keys[:, :, :end], values[:, :, :end], mask))
-        result: Tensor = x + block.mlp(block.mlp_norm(x))
-        return result
 
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """`attend`; for one token the heads that share a key stand as its queries, so that no key is repeated."""
-    batch, heads, count, size = q.shape
-    if count > 1:
-        return attend(q, k, v, mask)
-    grouped = q.reshape(batch, k.shape[1], heads // k.shape[1], size)
-    out = functional.scaled_dot_product_attention(grouped, k, v, attn_mask=mask)
-    return out.reshape(batch, 1, heads * size)
+def _remember(block: SelfBlock, memory: Memory, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
+    """`SelfBlock.forward` of the first T tokens, their keys and values kept in the memory; x [B T D] -> [B T D]."""
+    normed = block.attention_norm(x)
+    q, k, v = (
+        part.unflatten(-1, (-1, block.head_size)).transpose(1, 2)
+        for part in (block.q(normed), block.k(normed), block.v(normed))
+    )
+    keys, values = (part[:, :, : x.shape[1]] for part in memory)
+    keys[:], values[:] = rotate(block.k_norm(k), cos, sin), v
+    x = x + block.out(attend(rotate(block.q_norm(q), cos, sin), keys, values, mask))
+    result: Tensor = x + block.mlp(block.mlp_norm(x))
+    return result

@@ -1,6 +1,6 @@
 """Writing text token by token, many prompts at once, each about its own video."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,7 +51,8 @@ def generate(
     draw = Draw(temperature, top_p, seed, only)
     _check(prompt_ids, latents, max_new_tokens, draw)
     written: list[list[int]] = [[] for _ in prompt_ids]
-    for chosen in _steps(model, tokenizer, latents, prompt_ids, max_new_tokens, draw):
+    count = len(prompt_ids)
+    for chosen in steps(model, tokenizer, latents, prompt_ids, [max_new_tokens] * count, [draw] * count):
         for row, token in chosen:
             written[row].append(token)
     return written
@@ -71,16 +72,35 @@ def stream(
     A piece never ends within a letter: bytes of an unfinished one wait for the next token. Raises ConfigError.
     """
     _check([prompt_ids], latents, max_new_tokens, draw)
-    ids: list[int] = []
-    said = ""
-    for chosen in _steps(model, tokenizer, latents, [prompt_ids], max_new_tokens, draw):
-        ids += [token for _, token in chosen]
-        text = tokenizer.decode(ids)
-        if not text.endswith(UNFINISHED) and text != said:
-            yield text[len(said) :]
-            said = text
-    if (text := tokenizer.decode(ids)) != said:
-        yield text[len(said) :]
+    speech = Speech(tokenizer)
+    for chosen in steps(model, tokenizer, latents, [prompt_ids], [max_new_tokens], [draw]):
+        for _, token in chosen:
+            if piece := speech.add(token):
+                yield piece
+    if piece := speech.end():
+        yield piece
+
+
+class Speech:
+    """Ids to text as they are written, in pieces that never end within a letter."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.ids: list[int] = []
+        self._tokenizer, self._said = tokenizer, ""
+
+    def add(self, token: int) -> str:
+        """The text that the token completes, or nothing yet."""
+        self.ids.append(token)
+        text = self._tokenizer.decode(self.ids)
+        return "" if text.endswith(UNFINISHED) else self._piece(text)
+
+    def end(self) -> str:
+        """What is left, when nothing follows."""
+        return self._piece(self._tokenizer.decode(self.ids))
+
+    def _piece(self, text: str) -> str:
+        piece, self._said = text[len(self._said) :], text
+        return piece
 
 
 @torch.inference_mode()
@@ -150,34 +170,59 @@ def _check(prompt_ids: Sequence[Sequence[int]], latents: Tensor | None, max_new_
         raise ConfigError("only", lengths, f"must be texts of 1 to max_new_tokens = {max_new_tokens} tokens")
 
 
-def _steps(
+@torch.inference_mode()
+def steps(
     model: VideoLM,
     tokenizer: Tokenizer,
     latents: Tensor | None,
     prompt_ids: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    draw: Draw,
+    lengths: Sequence[int],
+    draws: Sequence[Draw],
+    unwanted: Callable[[int], bool] = lambda row: False,
 ) -> Iterator[list[tuple[int, int]]]:
-    """One list a step of (prompt, token) for the texts that go on."""
-    random = torch.Generator().manual_seed(draw.seed) if draw.seed is not None else None
+    """One list a step of (prompt, token) for the texts that go on; text i has at most `lengths[i]` tokens.
+
+    Texts with the same Draw object are drawn together. A text that is `unwanted` is left before its next token.
+    """
+    randoms = {
+        id(draw): torch.Generator().manual_seed(draw.seed) if draw.seed is not None else None for draw in draws
+    }
     going = list(range(len(prompt_ids)))
     written: list[list[int]] = [[] for _ in prompt_ids]
-    cache = DecodingCache(model.decoder, latents, going, max(map(len, prompt_ids)) + max_new_tokens)
+    cache = DecodingCache(model.decoder, latents, going, max(map(len, prompt_ids)) + max(lengths))
     scores = cache.start(prompt_ids)
-    for step in range(max_new_tokens):
+    while True:
         scores = scores[:, : tokenizer.size].float()
-        if draw.only is not None:
-            scores = _allowed(scores, [written[row] for row in going], draw.only)
-        tokens = _choose(scores, draw.temperature, draw.top_p, random)
-        kept = [i for i, token in enumerate(tokens) if token not in STOPS]
-        going, tokens = [going[i] for i in kept], [tokens[i] for i in kept]
-        for row, token in zip(going, tokens, strict=True):
+        tokens = _draw(scores, [written[row] for row in going], [draws[row] for row in going], randoms)
+        chosen = list(zip(going, tokens, strict=True))
+        kept = [i for i, (row, token) in enumerate(chosen) if token not in STOPS and not unwanted(row)]
+        for row, token in (chosen[i] for i in kept):
             written[row].append(token)
-        yield list(zip(going, tokens, strict=True))
-        if not going or step + 1 == max_new_tokens:
+        yield [chosen[i] for i in kept]
+        kept = [i for i in kept if len(written[going[i]]) < lengths[going[i]]]
+        if not kept:
             return
         cache.keep(kept)
-        scores = cache.step(tokens)
+        going = [going[i] for i in kept]
+        scores = cache.step([written[row][-1] for row in going])
+
+
+def _draw(
+    scores: Tensor,
+    written: Sequence[list[int]],
+    draws: Sequence[Draw],
+    randoms: dict[int, torch.Generator | None],
+) -> list[int]:
+    """One token a row, each drawn as its Draw says; scores [B V]."""
+    tokens = [0] * len(draws)
+    for draw in {id(draw): draw for draw in draws}.values():
+        rows = [row for row, one in enumerate(draws) if one is draw]
+        part = scores if len(rows) == len(draws) else scores[rows]
+        if draw.only is not None:
+            part = _allowed(part, [written[row] for row in rows], draw.only)
+        for row, token in zip(rows, _choose(part, draw.temperature, draw.top_p, randoms[id(draw)]), strict=True):
+            tokens[row] = token
+    return tokens
 
 
 def _allowed(scores: Tensor, written: Sequence[list[int]], only: Sequence[Sequence[int]]) -> Tensor:

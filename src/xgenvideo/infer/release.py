@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ REQUIRED = (INDEX, CONFIG, TOKENIZER, PROCESSOR)
 # As in curation: what the frames of the training shards are reduced to before the encoder's size.
 SHORT_SIDE = 256
 NEW_TOKENS = 64
+Sample = Callable[[Path, float, int, int | None], Iterator[SampledVideo]]
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,100}")
 
 
@@ -86,17 +87,20 @@ class Release:
     def __repr__(self) -> str:
         return f"Release({self.folder}, name={self.config.name}, identity={self.identity[:12]})"
 
-    def windows(self, video: Path) -> Iterator[Window]:
+    def windows(self, video: Path, sample: Sample = sample_windows) -> Iterator[Window]:
         """Windows of `data.frames` frames at `data.fps`, one after the other, each with its own start time.
 
-        The file is decoded once. Raises MediaError with a reason code for a file that cannot be read.
+        The file is decoded once, by `sample`: `Decoders.windows` reads a stranger's file in a child process. Raises
+        MediaError with a reason code for a file that cannot be read.
         """
-        frames, fps = self.config.data.frames, self.config.data.fps
-        taken = sample_windows(video, fps, frames, int(self.processor["short_side"]))
+        data = self.config.data
+        taken = sample(video, data.fps, data.frames, int(self.processor["short_side"]))
         for number, window in enumerate(taken):
-            yield self._window(number * frames / fps, window)
+            yield self.window(number, window)
 
-    def _window(self, start: float, taken: SampledVideo) -> Window:
+    def window(self, number: int, taken: SampledVideo) -> Window:
+        """A video's window of that number, its frames made as large as the encoder takes."""
+        start = number * self.config.data.frames / self.config.data.fps
         size = self.config.model.vision.image_size
         squares = np.stack([fit_square(frame, size) for frame in taken.frames])
         frames = torch.from_numpy(np.ascontiguousarray(squares.transpose(0, 3, 1, 2)))
@@ -105,18 +109,35 @@ class Release:
     @torch.inference_mode()
     def window_latents(self, window: Window, from_start: bool = True) -> Tensor:
         """Latents [1 Q Dr] of one window; its times count from the start of the video, or from the window's own."""
-        device = self.model.logit_scale.device
-        pts = window.pts if from_start else window.pts - window.start
-        features = self.model.encode_frames(window.frames.to(device))[None]
-        mask = torch.ones((1, len(pts)), dtype=torch.bool, device=device)
-        return self.model.latents(features, pts.to(device)[None], mask)
+        return self._latents(self._features(window), window.pts if from_start else window.pts - window.start)
+
+    @torch.inference_mode()
+    def read_window(self, window: Window) -> tuple[Tensor, Tensor]:
+        """Latents [1 Q Dr] with the video's times and the unit vector [E] with the window's own: its frames are
+        encoded once for both.
+        """
+        features = self._features(window)
+        latents = self._latents(features, window.pts)
+        own = self._latents(features, window.pts - window.start) if window.start else latents
+        return latents, self.model.video_embedding(own)[0]
+
+    def _features(self, window: Window) -> Tensor:
+        return self.model.encode_frames(window.frames.to(self.model.logit_scale.device))[None]
+
+    def _latents(self, features: Tensor, pts: Tensor) -> Tensor:
+        mask = torch.ones((1, len(pts)), dtype=torch.bool, device=features.device)
+        return self.model.latents(features, pts.to(features.device)[None], mask)
+
+    def span(self, window: Window) -> tuple[float, float]:
+        """The seconds that a window's frames stand for."""
+        return float(window.pts[0]), float(window.pts[-1]) + 1 / self.config.data.fps
 
     def watch(self, video: Path) -> "Watched":
         """A whole video, decoded once: only the latents of its windows are kept."""
         latents, spans = [], []
         for window in self.windows(video):
             latents.append(self.window_latents(window))
-            spans.append((float(window.pts[0]), float(window.pts[-1]) + 1 / self.config.data.fps))
+            spans.append(self.span(window))
         return Watched(torch.cat(latents), tuple(spans))
 
     def latents(self, video: Path) -> Tensor:
@@ -136,13 +157,18 @@ class Release:
 
         Raises ConfigError for a prompt longer than a training text, MediaError for a video that cannot be read.
         """
+        ids = self.prompt_ids(prompt)
+        latents = self.latents(video)
+        written = generate(self.model, self.tokenizer, latents, [ids], max_new_tokens, temperature, top_p, seed)
+        return self.tokenizer.decode(written[0]).strip()
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """What the answer to `prompt` is written after, or a caption for an empty one. Raises ConfigError if too long."""
         ids = question_ids(prompt, self.tokenizer) if prompt.strip() else caption_prompt()
         if len(ids) > self.config.data.text_tokens:
             rule = f"must be at most {self.config.data.text_tokens} tokens, the length of a training text"
             raise ConfigError("prompt", f"{prompt[:60]}... ({len(ids)} tokens)", rule)
-        latents = self.latents(video)
-        written = generate(self.model, self.tokenizer, latents, [ids], max_new_tokens, temperature, top_p, seed)
-        return self.tokenizer.decode(written[0]).strip()
+        return ids
 
     def caption(self, video: Path) -> str:
         """The likeliest caption, token by token."""
