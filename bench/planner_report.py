@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, median
 
-from planner_others import installed, llm_analysis_errors
+from planner_others import calculon_errors, installed, llm_analysis_errors
 
 from xgenvideo.plan.fit import fit, in_folds, leave_one_out, log_errors, usable
 from xgenvideo.plan.published import Published, published_runs, read_file
@@ -62,9 +62,16 @@ def print_times(
 ) -> None:
     """Mean absolute error of step seconds by family, left out and with all rows, beside one constant utilisation."""
     inside = dict(zip([row.name for row in rows], log_errors(rows, rates), strict=True))
-    print("\nStep seconds, per cent off      family left out     row left out  all rows  constant   llm-      target")
-    print("                         rows   mean   bias  worst   (five folds)     seen       MFU  analysis")
-    others = llm_analysis_errors(rows) if installed() else {}
+    print(
+        "\nStep seconds, per cent off      family left out     row left out  all rows  constant   llm-          target"
+    )
+    print(
+        "                         rows   mean   bias  worst   (five folds)     seen       MFU  analysis calculon (rows)"
+    )
+    others = [
+        llm_analysis_errors(rows) if installed("llm_analysis") else {},
+        calculon_errors(rows) if installed("calculon") else {},
+    ]
     groups = {family: [row for row in rows if row.family == family] for family in dict.fromkeys(r.family for r in rows)}
     groups["H100 rows"] = [row for row in rows if hopper[row.name]]
     for name, chosen in groups.items():
@@ -73,8 +80,7 @@ def print_times(
         errors = [100 * math.expm1(out[row.name]) for row in chosen]
         seen, folded = (mean(100 * abs(math.expm1(errs[row.name])) for row in chosen) for errs in (inside, folds))
         constant = mean(constant_error(row, rows) for row in chosen)
-        known = [others[row.name] for row in chosen if row.name in others]
-        other = f"{mean(known):8.1f}" if known else "       -"
+        other = " ".join(mean_error(chosen, errors) for errors in others)
         missed = mean(map(abs, errors))
         reached = "reached" if missed <= TARGETS.get(name, math.inf) else "NOT REACHED"
         verdict = f"{TARGETS[name]:6.0f} {reached}" if name in TARGETS else ""
@@ -82,8 +88,16 @@ def print_times(
             f"  {name:20} {len(chosen):6} {missed:6.1f} {mean(errors):+6.1f} {max(map(abs, errors)):6.0f} "
             f"{folded:14.1f} {seen:8.1f} {constant:9.1f} {other}   {verdict}"
         )
-    if not others:
-        print('  llm-analysis is not installed: pip install llm-analysis "fire<0.6"')
+    if not all(others):
+        print("  llm-analysis or calculon cannot be imported: bench/planner_others.py says where they come from")
+
+
+def mean_error(rows: Sequence[Published], errors: dict[str, float]) -> str:
+    """Another planner's mean on a family, over the rows that it can describe; their number where not all."""
+    known = [errors[row.name] for row in rows if row.name in errors]
+    if not known:
+        return "       -"
+    return f"{mean(known):8.1f}" + ("" if len(known) == len(rows) else f" ({len(known)})")
 
 
 def constant_error(row: Published, rows: Sequence[Published]) -> float:

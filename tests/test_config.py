@@ -118,3 +118,15 @@ def test_the_cross_blocks_sit_in_the_upper_half() -> None:
         decoder = config.model.decoder
         assert len(set(decoder.cross_before)) == decoder.cross_blocks
         assert all(decoder.lower_layers <= layer < decoder.depth for layer in decoder.cross_before)
+
+
+def test_cross_blocks_before_the_last_layers() -> None:
+    config = configs.override(
+        find("tiny"), ["model.decoder.cross_blocks=1", "model.decoder.cross_placement=last", "model.decoder.depth=8"]
+    )
+    assert config.model.decoder.cross_before == (7,)
+    assert configs.override(config, ["model.decoder.cross_placement=even"]).model.decoder.cross_before == (4,)
+    with pytest.raises(ConfigError, match=r"model\.decoder\.cross_placement.*even, last"):
+        configs.override(config, ["model.decoder.cross_placement=first"])
+    with pytest.raises(ConfigError, match=r"model\.decoder\.gate_start"):
+        configs.override(config, ["model.decoder.gate_start=-1"])

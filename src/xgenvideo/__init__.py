@@ -1,5 +1,6 @@
 """X-Gen-Video: pre-training of long-form video language models, from raw video to a released model."""
 
+import contextlib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -35,7 +36,9 @@ class _TellTransformers:
 
 
 def _tell() -> None:
-    importlib.import_module("xgenvideo.release.hub.local").register_config()
+    # A transformers that is too old for our classes stays as usable as it would be without us.
+    with contextlib.suppress(ImportError):
+        importlib.import_module("xgenvideo.release.hub.local").register_config()
 
 
 if _AUTO in sys.modules:

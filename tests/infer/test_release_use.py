@@ -18,7 +18,7 @@ from xgenvideo.data.generate import encode_video, make_twins, render
 from xgenvideo.data.tokenizer import Tokenizer
 from xgenvideo.errors import ConfigError, DataError, MediaError
 from xgenvideo.infer import search as searching
-from xgenvideo.infer.release import Release
+from xgenvideo.infer.release import Release, Sample
 from xgenvideo.infer.search import embed_text, search
 from xgenvideo.infer.serve import Limits, create_app, serve
 from xgenvideo.models.video_lm import VideoLM
@@ -90,16 +90,48 @@ def test_search_ranks_by_cosine_and_reads_each_video_once(
     read: list[str] = []
     embed = searching.embed_video
 
-    def counted(release: Release, path: Path) -> Iterator[tuple[float, float, searching.Vectors]]:
+    def counted(release: Release, path: Path, sample: Sample) -> Iterator[searching.Timed]:
         read.append(path.name)
-        return embed(release, path)
+        return embed(release, path, sample)
 
     monkeypatch.setattr(searching, "embed_video", counted)
-    assert search(release, videos, "a red circle moves left", top=100, index=index) == hits
-    assert read == ["text.mp4"]
+    assert search(release, videos, "a red circle moves left", top=100, index=index, say=said.append) == hits
+    assert read == []
+    assert said == ["text.mp4: left out, not_a_video"] * 2, "what cannot be read is told again, and not read again"
     os.utime(videos / "b.mp4", ns=(1, 1))
     assert search(release, videos, "a red circle moves left", top=100, index=index) == hits
-    assert read == ["text.mp4", "b.mp4", "text.mp4"]
+    assert read == ["b.mp4"]
+    written = index.stat().st_mtime_ns
+    assert search(release, videos, "a red circle moves left", top=1, index=index) == hits[:1]
+    assert index.stat().st_mtime_ns == written, "nothing has changed, so nothing is written"
+
+
+def test_what_is_removed_leaves_the_index_and_an_interruption_keeps_what_was_read(
+    release: Release, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, index = tmp_path / "folder", tmp_path / "index.npz"
+    folder.mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        (folder / name).write_bytes((videos / name).read_bytes())
+    embed = searching.embed_video
+
+    def interrupted(release: Release, path: Path, sample: Sample) -> Iterator[searching.Timed]:
+        if path.name == "b.mp4":
+            raise KeyboardInterrupt
+        return embed(release, path, sample)
+
+    monkeypatch.setattr(searching, "embed_video", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        search(release, folder, "star", index=index)
+    (folder / "b.mp4").unlink()
+    hits = search(release, folder, "star", top=100, index=index)
+    assert {hit.video.name for hit in hits} == {"a.mp4"}
+    monkeypatch.undo()
+    (folder / "b.mp4").write_bytes((videos / "b.mp4").read_bytes())
+    (folder / "a.mp4").unlink()
+    assert {hit.video.name for hit in search(release, folder, "star", top=100, index=index)} == {"b.mp4"}
+    with np.load(index) as arrays:
+        assert json.loads(arrays["about"].tobytes())["names"] == ["b.mp4"]
 
 
 def test_a_broken_or_foreign_index_is_made_again(release: Release, videos: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from xgenvideo import recipes
 from xgenvideo.config import RunConfig, override
+from xgenvideo.models.decoder import CrossBlock
 from xgenvideo.models.video_lm import VideoLM, build_model, trainable_state
 from xgenvideo.models.vision import encoder_hash
 
@@ -158,6 +159,18 @@ def test_closed_gates_make_a_text_model(inputs: Inputs) -> None:
     model = build_model(override(recipes.find("tiny"), ["model.vision.weights=random:0"]))
     assert set(model.gates().values()) == {0.0}
     assert torch.equal(logits_of(model, inputs, None), logits_of(model, inputs, latents_of(model, inputs)))
+
+
+def test_gates_that_start_at_20_are_no_gates(inputs: Inputs) -> None:
+    model = build_model(override(recipes.find("tiny"), ["model.vision.weights=random:0", "model.decoder.gate_start=20"]))
+    assert set(model.gates().values()) == {1.0}
+    latents = latents_of(model, inputs)
+    assert not torch.equal(logits_of(model, inputs, None), logits_of(model, inputs, latents))
+    logits_of(model, inputs, latents).square().mean().backward()
+    for block in model.decoder.cross.values():
+        assert isinstance(block, CrossBlock)
+        gradients = block.attention_gate.weight.grad, block.mlp_gate.weight.grad, block.out.weight.grad
+        assert [gradient is not None and bool(gradient.any()) for gradient in gradients] == [False, False, True]
 
 
 def test_same_config_same_weights() -> None:

@@ -153,6 +153,7 @@ def _add_model_verbs(verb: "argparse._SubParsersAction[argparse.ArgumentParser]"
     generate.add_argument("release", metavar="RELEASE")
     generate.add_argument("video", metavar="VIDEO")
     generate.add_argument("prompt", nargs="?", default="", help="a question; without one, a caption")
+    generate.add_argument("--at", metavar="TEXT", help="answer from the moment of a long video that shows TEXT")
     generate.add_argument("--times", action="store_true", help="also the spans of the video that speak for the answer")
     search = verb.add_parser("search", help="rank the videos of a folder for a text")
     search.add_argument("release", metavar="RELEASE")

@@ -235,6 +235,12 @@ def generate(parsed: argparse.Namespace) -> None:
     from xgenvideo.infer.release import load_release
 
     release = load_release(Path(parsed.release))
+    if parsed.at is not None:
+        from xgenvideo.infer.moments import answer_at
+
+        text, (start, end) = answer_at(release, Path(parsed.video), parsed.prompt, parsed.at)
+        print(f"{text}\n{start:6.1f} s to {end:6.1f} s")
+        return
     if not parsed.times:
         print(release.generate(Path(parsed.video), parsed.prompt))
         return

@@ -36,7 +36,7 @@ def _check_model(model: ModelConfig) -> None:
     for section, part in (("vision", vision), ("resampler", resampler), ("decoder", decoder), scaling):
         for spec in dataclasses.fields(part):
             value = getattr(part, spec.name)
-            if isinstance(value, int | float) and not isinstance(value, bool):
+            if isinstance(value, int | float) and not isinstance(value, bool) and spec.name != "gate_start":
                 _rule(value > 0, f"model.{section}.{spec.name}", value, "must be positive")
     _rule(model.embedding > 0, "model.embedding", model.embedding, "must be positive")
     for section, width, heads in (
@@ -84,10 +84,14 @@ def _check_decoder(decoder: DecoderConfig) -> None:
         decoder.cross_blocks,
         f"must be at most the {upper} layers of the upper half",
     )
+    place, start = decoder.cross_placement, decoder.gate_start
+    _rule(place in PLACEMENTS, "model.decoder.cross_placement", place, "no such placement", PLACEMENTS)
+    _rule(start >= 0, "model.decoder.gate_start", start, "must be 0 or more: closed, to 20: no gates")
 
 
 _WEIGHTS = ("random:SEED", "builtin:tiny", "efficientnet-lite0", "a folder on disk")
 TIMES = ("real", "slot")
+PLACEMENTS = ("even", "last")
 RECOMPUTE = ("none", "selective", "full")
 SPLIT_BACKWARD = ("zero_bubble", "zbv")
 PRECISIONS = ("fp32", "bf16", "fp64")

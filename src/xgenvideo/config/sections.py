@@ -59,8 +59,10 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Causal decoder; `cross_blocks` gated cross-attention blocks are spread evenly over its upper half.
+    """Causal decoder; `cross_blocks` gated cross-attention blocks are in its upper half: spread evenly from its first
+    layer on ("even" `cross_placement`), or before its "last" layers.
 
+    `gate_start`: where the gates' scalars start. 0: closed; 20: their tanh is 1 and has no gradient, so no gates.
     `attention_biases` (Qwen2: of query, key and value), `query_key_norm` (Qwen3: RMSNorm of each head's query and key)
     and `rope_scaling` (Llama 3.1) are of its self-attention, for `model.decoder_from`.
     """
@@ -73,6 +75,8 @@ class DecoderConfig:
     mlp: int
     vocab: int
     cross_blocks: int
+    cross_placement: str = "even"
+    gate_start: float = 0.0
     rope_theta: float = 500_000.0
     norm_eps: float = 1e-5
     attention_biases: bool = False
@@ -88,6 +92,8 @@ class DecoderConfig:
     def cross_before(self) -> tuple[int, ...]:
         """The self-attention layers that have a gated cross-attention block before them."""
         upper = self.depth - self.lower_layers
+        if self.cross_placement == "last":
+            return tuple(range(self.depth - self.cross_blocks, self.depth))
         return tuple(self.lower_layers + i * upper // self.cross_blocks for i in range(self.cross_blocks))
 
 

@@ -17,6 +17,7 @@ from xgenvideo.curate.clips import Clip, write_clip
 from xgenvideo.curate.colours import colour_shares
 from xgenvideo.curate.motion import measure_motion
 from xgenvideo.curate.text_overlay import suspect_text
+from xgenvideo.curate.watermark import measure_marks
 from xgenvideo.data.confined import confine
 from xgenvideo.data.video import Probe, probe_and_sample
 from xgenvideo.errors import MediaError
@@ -46,6 +47,7 @@ def decode_job(job: dict[str, Any]) -> dict[str, Any]:
         "frames": len(sampled.frames),
         "motion": measure_motion(sampled.frames),
         "text": suspect_text(sampled.frames),
+        "marks": measure_marks(sampled.frames),
         "colours": colour_shares(sampled.frames),
     }
 

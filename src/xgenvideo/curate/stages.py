@@ -20,7 +20,8 @@ from xgenvideo.curate.store import ScoreStore
 from xgenvideo.curate.workers import DecodePool
 
 # Raised when a step's code gives other scores: stored ones are then made again.
-VERSIONS = {"decode": "2", "text_overlay": "1", "semantic": "1"}
+VERSIONS = {"decode": "3", "text_overlay": "1", "semantic": "1"}
+MEASURED = frozenset({"motion", "text", "marks", "colours"})  # facts that a step judges and reports itself
 TRANSIENT = frozenset({"decode_timeout", "decoder_crashed"})  # tried again by the next run
 
 Progress = Callable[[str, int, int], None]
@@ -76,7 +77,7 @@ class Item:
             "start": self.entry.start,
             "end": self.entry.end if self.entry.end is not None else self.facts.get("seconds"),
             "published": self.entry.scores,
-            "facts": {name: value for name, value in self.facts.items() if name not in ("motion", "text", "colours")},
+            "facts": {name: value for name, value in self.facts.items() if name not in MEASURED},
             "decisions": [decision.to_dict() for decision in self.decisions],
         }
 
@@ -230,7 +231,7 @@ def judge_motions(items: list[Item], work: Workplace) -> None:
 
 
 def judge_texts(items: list[Item], work: Workplace) -> None:
-    """OCR for the clips with text-like strokes; the others are kept on that."""
+    """Marks for all, OCR for the clips with text-like strokes."""
     from xgenvideo.curate.text_overlay import TextReader, judge_text
 
     settings = work.settings
@@ -248,10 +249,8 @@ def judge_texts(items: list[Item], work: Workplace) -> None:
     read_ones = {id(item) for item in suspects}
     for item in items:
         strokes = {"strokes": item.facts["text"]["strokes"]}
-        if id(item) not in read_ones:
-            item.decisions.append(Decision("text_overlay", None, strokes))
-            continue
-        judged = judge_text(work.texts[str(item.content)]["frames"], settings)
+        frames = work.texts[str(item.content)]["frames"] if id(item) in read_ones else []
+        judged = judge_text(frames, settings, item.facts["marks"])
         item.decisions.append(Decision(judged.step, judged.reason, judged.scores | strokes))
 
 

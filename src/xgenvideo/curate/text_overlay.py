@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xgenvideo.curate.settings import CurateSettings, Decision
+from xgenvideo.curate.watermark import Mark, is_mark, overlay_density
 from xgenvideo.errors import MissingExtra
 
 PROBED_FRAMES = 8
@@ -83,28 +84,40 @@ class TextReader:
         return boxes
 
 
-def judge_text(frames: list[list[Box]], settings: CurateSettings) -> Decision:
-    """Drop `watermark` (the same words in all frames, in place or wandering) and `subtitle` (changing words in a line).
-
-    `text_overlay` is much text that is neither. Words of the scene itself, on one frame only or small, are kept.
+def judge_text(frames: list[list[Box]], settings: CurateSettings, marks: list[Mark] | None = None) -> Decision:
+    """Drop `watermark` (the same words in all frames, in place or wandering, or a mark without letters) and `subtitle`
+    (changing words in a line). `text_overlay` is much text that is neither. Words of the scene itself, on one frame
+    only or small, are kept. `frames`: the boxes read on each frame; `marks`: what `measure_marks` answered.
     """
-    stays, follows = _persistent(frames)
+    shares = [[_shares(box, frames) for box in boxes] for boxes in frames]
+    stays = max((share[0] for row in shares for share in row), default=0.0)
+    follows = max((share[1] for row in shares for share in row), default=0.0)
+    overlaid = [
+        [box["place"] for box, share in zip(boxes, row, strict=True) if max(share) >= settings.min_watermark_share]
+        for boxes, row in zip(frames, shares, strict=True)
+    ]
+    drawn = [mark for mark in marks or [] if is_mark(mark, settings)]
+    density = overlay_density(drawn, overlaid)
     line = _subtitle_frames(frames)
     areas = [sum(_area(box) for box in boxes) for boxes in frames]
-    density = float(np.median(areas)) if areas else 0.0
+    text_density = float(np.median(areas)) if areas else 0.0
     scores = {
+        "watermark_density": density,
         "watermark_in_place": round(stays, 4),
         "watermark_wandering": round(follows, 4),
+        "marks": drawn,
         "subtitle_frames": line,
-        "text_density": round(density, 4),
+        "text_density": round(text_density, 4),
         "texts": sorted({box["text"] for boxes in frames for box in boxes})[:12],
     }
     reason = None
-    if max(stays, follows) >= settings.min_watermark_share:
+    if any(overlaid) and density > settings.max_watermark_density:
         reason = "watermark"
     elif line >= settings.min_subtitle_frames:
         reason = "subtitle"
-    elif density > settings.max_text_density:
+    elif drawn and density > settings.max_watermark_density:
+        reason = "watermark"
+    elif text_density > settings.max_text_density:
         reason = "text_overlay"
     return Decision("text_overlay", reason, scores)
 
@@ -132,16 +145,15 @@ def _same_size(one: Box, two: Box) -> bool:
     return bool(heights[0] >= 0.7 * heights[1])
 
 
-def _persistent(frames: list[list[Box]]) -> tuple[float, float]:
-    """Largest share of frames that hold the same words in one place, and that hold them at one size anywhere."""
+def _shares(box: Box, frames: list[list[Box]]) -> tuple[float, float]:
+    """Share of frames that hold the words of a box in its place, and that hold them at its size anywhere."""
     if len(frames) < 2:
         return 0.0, 0.0
-    stays = follows = 0
-    for box in (box for boxes in frames for box in boxes):
-        alike = [[other for other in boxes if _same_words(box, other)] for boxes in frames]
-        stays = max(stays, sum(any(_overlap(box, other) >= 0.5 for other in others) for others in alike))
-        if sum(map(str.isalnum, box["text"])) >= 4:  # short words come back by chance
-            follows = max(follows, sum(any(_same_size(box, other) for other in others) for others in alike))
+    alike = [[other for other in boxes if _same_words(box, other)] for boxes in frames]
+    stays = sum(any(_overlap(box, other) >= 0.5 for other in others) for others in alike)
+    follows = 0
+    if sum(map(str.isalnum, box["text"])) >= 4:  # short words come back by chance
+        follows = sum(any(_same_size(box, other) for other in others) for others in alike)
     return stays / len(frames), follows / len(frames)
 
 

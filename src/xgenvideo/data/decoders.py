@@ -1,4 +1,4 @@
-"""Reading strangers' videos in child processes, window by window; `Decoders.windows` stands for `video.sample_windows`."""
+"""Reading strangers' videos in child processes, window by window: `Decoders.windows` for `video.sample_windows`."""
 
 import json
 import os
@@ -119,12 +119,13 @@ class _Child:
         with suppress(BrokenPipeError):  # it is dead: its closed output is read next
             self._jobs.write(json.dumps(job).encode() + b"\n")
             self._jobs.flush()
-        about: dict[str, Any]
-        while "shape" in (about := json.loads(self._line(job, stop))):
+        while True:
+            about: dict[str, Any] = json.loads(self._line(job, stop))
+            if "shape" not in about:
+                return about
             shape = tuple(about["shape"])
             frames = np.frombuffer(self._take(int(np.prod(shape)), job, stop), np.uint8).reshape(shape)
             yield SampledVideo(frames, np.array(about["pts"]), np.array(about["indices"]), about["seconds"])
-        return about
 
     def kill(self) -> None:
         """End it at once."""

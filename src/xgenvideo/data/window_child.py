@@ -1,6 +1,6 @@
 """The process that reads strangers' videos for a model that is being used: jobs (JSON lines) in, windows of frames out.
 
-Started by `decoders.py` with its memory limit in MB as argument. A window is a JSON line and the raw bytes of its frames.
+Started by `decoders.py` with its memory limit in MB as argument. A window is a JSON line and its frames' raw bytes.
 """
 
 import json

@@ -184,9 +184,7 @@ def steps(
 
     Texts with the same Draw object are drawn together. A text that is `unwanted` is left before its next token.
     """
-    randoms = {
-        id(draw): torch.Generator().manual_seed(draw.seed) if draw.seed is not None else None for draw in draws
-    }
+    randoms = {id(draw): torch.Generator().manual_seed(draw.seed) if draw.seed is not None else None for draw in draws}
     going = list(range(len(prompt_ids)))
     written: list[list[int]] = [[] for _ in prompt_ids]
     cache = DecodingCache(model.decoder, latents, going, max(map(len, prompt_ids)) + max(lengths))

@@ -163,7 +163,7 @@ class Release:
         return self.tokenizer.decode(written[0]).strip()
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """What the answer to `prompt` is written after, or a caption for an empty one. Raises ConfigError if too long."""
+        """What an answer to `prompt` is written after; a caption for an empty one. Raises ConfigError if too long."""
         ids = question_ids(prompt, self.tokenizer) if prompt.strip() else caption_prompt()
         if len(ids) > self.config.data.text_tokens:
             rule = f"must be at most {self.config.data.text_tokens} tokens, the length of a training text"

@@ -5,8 +5,10 @@ import io
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from xgenvideo.data.decoders import Decoders
 from xgenvideo.data.text import caption_document, pack_documents
+from xgenvideo.data.video import sample_windows
 from xgenvideo.errors import ConfigError, DataError, MediaError
-from xgenvideo.infer.release import Release
+from xgenvideo.infer.release import Release, Sample
 
 SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".ogv", ".flv", ".gif"})
-VERSION = 1
+VERSION = 2
+SAVE_SECONDS = 60.0
 Vectors = NDArray[np.float32]
+Timed = tuple[float, float, Vectors]
+Embed = Callable[[Path], Iterable[Timed]]
 
 
 @dataclass(frozen=True)
@@ -35,17 +42,28 @@ class Hit:
 
 @dataclass(frozen=True, repr=False)
 class Index:
-    """Embedded windows of a folder's videos. vectors [N E] of unit length, times [N 2] start and end, videos [N]."""
+    """Embedded windows of a folder's videos. vectors [N E] of unit length, times [N 2] start and end, videos [N], which
+    ascend. `failed`: videos that cannot be read, with their stamp and the reason code.
+    """
 
     vectors: Vectors
     times: NDArray[np.float64]
     videos: NDArray[np.int64]
     names: tuple[str, ...]
     stamps: tuple[str, ...]
-    failed: dict[str, str]
+    failed: dict[str, tuple[str, str]]
 
     def __repr__(self) -> str:
         return f"Index(videos={len(self.names)}, windows={list(self.vectors.shape)}, failed={len(self.failed)})"
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """One video in the making of an index: its windows' vectors [W E] and times [W 2]."""
+
+    stamp: str
+    vectors: Vectors
+    times: NDArray[np.float64]
 
 
 def search(
@@ -58,32 +76,59 @@ def search(
 ) -> list[Hit]:
     """The `top` windows of the videos below `folder` that fit `text` best, best first.
 
-    Only videos that are new or changed since the last search are read. The index is a file in the user's cache folder
-    ($XDG_CACHE_HOME) or at `index`; a video that cannot be read is named to `say` with its reason code and left out.
-    Raises ConfigError for an empty text, DataError for a folder without a readable video.
+    Only videos that are new or changed since the last search are read, in a child process. The index is a file in the
+    user's cache folder ($XDG_CACHE_HOME) or at `index`; a video that cannot be read is named to `say` with its reason
+    code and left out. Raises ConfigError for an empty text, DataError for a folder without a readable video.
     """
     if not text.strip():
         raise ConfigError("text", text, "must say what to look for")
     if top < 1:
         raise ConfigError("top", top, "must be at least 1")
     folder = Path(folder)
+    with Decoders(1) as decoders:
+        found = refresh(release, folder, index, say, partial(embed_video, release, sample=decoders.windows))
+    if not len(found.vectors):
+        raise DataError(f"{folder}: no video here that can be read ({len(found.failed)} failed)")
+    return [
+        Hit(folder / hit.video, hit.start, hit.end, hit.score) for hit in rank(found, embed_text(release, text), top)
+    ]
+
+
+def refresh(
+    release: Release,
+    folder: Path,
+    index: Path | None,
+    say: Callable[[str], None],
+    embed: Embed,
+    old: Index | None = None,
+    show: Callable[[Index], None] = lambda index: None,
+) -> Index:
+    """The index of the folder as it is now, on disk too: removed videos have left it. `old` is what is in
+    memory already; `show` is told of each that is written meanwhile. Raises DataError.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder}: is not a folder; name a folder with videos")
     place = index or index_path(release, folder)
-    found = update(release, folder, _read(place, release), say)
-    _write(place, release, found)
-    if not len(found.vectors):
-        raise DataError(
-            f"{folder}: no video here can be read ({len(found.failed)} failed); looked for {sorted(SUFFIXES)}"
-        )
-    scores = found.vectors @ embed_text(release, text)
-    best = np.argsort(-scores, kind="stable")[:top]
-    return [_hit(found, folder, int(i), float(scores[i])) for i in best]
+
+    def save(made: Index) -> None:
+        _write(place, release, made)
+        show(made)
+
+    return update(release, folder, old or _read(place, release), say, embed, save)
 
 
-def _hit(index: Index, folder: Path, window: int, score: float) -> Hit:
+def rank(index: Index, vector: Vectors, top: int) -> list[Hit]:
+    """The `top` windows nearest to a unit vector [E], exactly; the videos' paths count from the folder."""
+    scores = index.vectors @ vector
+    top = min(top, len(scores))
+    best = np.argpartition(-scores, top - 1)[:top] if top else np.zeros(0, np.int64)
+    best = best[np.lexsort((best, -scores[best]))]
+    return [_hit(index, int(i), float(scores[i])) for i in best]
+
+
+def _hit(index: Index, window: int, score: float) -> Hit:
     start, end = index.times[window].tolist()
-    return Hit(folder / index.names[index.videos[window]], start, end, score)
+    return Hit(Path(index.names[index.videos[window]]), start, end, score)
 
 
 @torch.inference_mode()
@@ -100,58 +145,87 @@ def embed_text(release: Release, text: str) -> Vectors:
     return found
 
 
-@torch.inference_mode()
-def embed_video(release: Release, video: Path) -> Iterator[tuple[float, float, Vectors]]:
+def embed_video(release: Release, video: Path, sample: Sample = sample_windows) -> Iterator[Timed]:
     """Start, end and unit vector [E] of each window. Times within a window start at 0, as in training's clips."""
-    step = 1 / release.config.data.fps
-    for window in release.windows(video):
-        latents = release.window_latents(window, from_start=False)
-        vector = release.model.video_embedding(latents)[0].float().cpu().numpy()
-        yield float(window.pts[0]), float(window.pts[-1]) + step, vector
+    for window in release.windows(video, sample):
+        vector = release.read_window(window)[1].float().cpu().numpy()
+        yield *release.span(window), vector
 
 
-def update(release: Release, folder: Path, old: Index | None, say: Callable[[str], None]) -> Index:
-    """The index of the folder as it is now: what is unchanged is taken from `old`."""
-    known = (
-        {}
-        if old is None
-        else {(name, stamp): i for i, (name, stamp) in enumerate(zip(old.names, old.stamps, strict=True))}
-    )
-    names: list[str] = []
-    stamps: list[str] = []
-    failed: dict[str, str] = {}
-    vectors: list[Vectors] = []
-    times: list[tuple[float, float]] = []
-    videos: list[int] = []
-    for path in find_videos(folder):
-        name, stamp = path.relative_to(folder).as_posix(), stamp_of(path)
-        try:
-            rows = _kept(old, known[name, stamp]) if (name, stamp) in known else list(embed_video(release, path))
-        except MediaError as error:
-            failed[name] = error.reason
-            say(f"{name}: left out, {error.reason}")
-            continue
-        for start, end, vector in rows:
-            vectors.append(vector)
-            times.append((start, end))
-            videos.append(len(names))
-        names.append(name)
-        stamps.append(stamp)
+def update(
+    release: Release,
+    folder: Path,
+    old: Index | None,
+    say: Callable[[str], None],
+    embed: Embed,
+    save: Callable[[Index], None] = lambda index: None,
+) -> Index:
+    """The index of the folder as it is now: what is unchanged is taken from `old`, the rest is read by `embed`.
+
+    What was read is handed to `save` every SAVE_SECONDS and at the end, also when it is interrupted.
+    """
     width = release.config.model.embedding
+    found, failed, unread = _unchanged(folder, old)
+    for name, (_, reason) in failed.items():
+        say(f"{name}: left out, {reason}")
+    saved = time.monotonic()
+    try:
+        for number, (name, stamp) in enumerate(unread):
+            try:
+                rows = list(embed(folder / name))
+            except MediaError as error:
+                failed[name] = stamp, error.reason
+                say(f"{name}: left out, {error.reason}")
+                continue
+            times = np.array([row[:2] for row in rows], np.float64)
+            found[name] = Embedded(stamp, np.stack([row[2] for row in rows]), times)
+            if time.monotonic() - saved > SAVE_SECONDS:
+                save(_index(found, failed, width))
+                saved = time.monotonic()
+                say(f"{number + 1} of {len(unread)} videos read")
+    finally:
+        index = _index(found, failed, width)
+        if unread or old is None or (old.names, old.failed) != (index.names, index.failed):
+            save(index)
+    return index
+
+
+def _unchanged(
+    folder: Path, old: Index | None
+) -> tuple[dict[str, Embedded], dict[str, tuple[str, str]], list[tuple[str, str]]]:
+    """The folder's videos: those embedded already, those known to be broken, and the rest with their stamps."""
+    numbers = {} if old is None else {pair: i for i, pair in enumerate(zip(old.names, old.stamps, strict=True))}
+    found: dict[str, Embedded] = {}
+    failed: dict[str, tuple[str, str]] = {}
+    unread: list[tuple[str, str]] = []
+    for path in find_videos(folder):
+        try:
+            name, stamp = path.relative_to(folder).as_posix(), stamp_of(path)
+        except OSError:  # it went away since it was listed
+            continue
+        if old is not None and (name, stamp) in numbers:
+            number = numbers[name, stamp]
+            first, last = np.searchsorted(old.videos, [number, number + 1])
+            found[name] = Embedded(stamp, old.vectors[first:last], old.times[first:last])
+        elif old is not None and old.failed.get(name, ("", ""))[0] == stamp:
+            failed[name] = old.failed[name]
+        else:
+            unread.append((name, stamp))
+    return found, failed, unread
+
+
+def _index(found: dict[str, Embedded], failed: dict[str, tuple[str, str]], width: int) -> Index:
+    """Videos in the order of their names."""
+    names = sorted(found)
+    videos = [found[name] for name in names]
     return Index(
-        np.stack(vectors) if vectors else np.zeros((0, width), dtype=np.float32),
-        np.array(times, dtype=np.float64).reshape(-1, 2),
-        np.array(videos, dtype=np.int64),
+        np.concatenate([np.zeros((0, width), np.float32), *(one.vectors for one in videos)]),
+        np.concatenate([np.zeros((0, 2)), *(one.times for one in videos)]),
+        np.repeat(np.arange(len(videos)), [len(one.vectors) for one in videos]),
         tuple(names),
-        tuple(stamps),
-        failed,
+        tuple(one.stamp for one in videos),
+        dict(failed),
     )
-
-
-def _kept(old: Index | None, number: int) -> list[tuple[float, float, Vectors]]:
-    assert old is not None, "known entries come from an index"
-    chosen = np.flatnonzero(old.videos == number)
-    return [(float(old.times[i, 0]), float(old.times[i, 1]), old.vectors[i]) for i in chosen]
 
 
 def find_videos(folder: Path) -> list[Path]:
@@ -177,6 +251,7 @@ def index_path(release: Release, folder: Path) -> Path:
 def _write(path: Path, release: Release, index: Index) -> None:
     """One .npz of plain arrays, to a temporary name, then renamed. Raises DataError where it cannot be written."""
     about = {"version": VERSION, "identity": release.identity, "names": index.names, "stamps": index.stamps}
+    about["failed"] = index.failed
     content = io.BytesIO()
     text = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
     np.savez(content, about=text, vectors=index.vectors, times=index.times, videos=index.videos)
@@ -203,6 +278,7 @@ def _read(path: Path, release: Release) -> Index | None:
         if (about["version"], about["identity"]) != (VERSION, release.identity):
             return None
         fits = vectors.shape == (len(times), release.config.model.embedding) and times.shape == (len(videos), 2)
-        return Index(vectors, times, videos, tuple(about["names"]), tuple(about["stamps"]), {}) if fits else None
-    except (OSError, ValueError, KeyError, EOFError):
+        failed = {str(name): (str(stamp), str(reason)) for name, (stamp, reason) in about["failed"].items()}
+        return Index(vectors, times, videos, tuple(about["names"]), tuple(about["stamps"]), failed) if fits else None
+    except (OSError, ValueError, KeyError, EOFError, AttributeError, TypeError):
         return None

@@ -21,11 +21,13 @@ def starting_value(name: str, shape: torch.Size, config: ModelConfig, seed: int)
     """The float32 starting value of the parameter `name` (as in `VideoLM.named_parameters`), made on the CPU.
 
     Matrices are normal with variance 1 / fan-in; outputs of residual branches shrink with depth (GPT-2), so that the
-    stream stays O(1). Norms start at one, biases and gates at zero.
+    stream stays O(1). Norms start at one, biases at zero, gates at `gate_start`.
     """
     if name == "logit_scale":
         return torch.full(shape, LOGIT_SCALE_START)
-    if name.endswith((".bias", "_gate.weight")):
+    if name.endswith("_gate.weight"):
+        return torch.full(shape, config.decoder.gate_start)
+    if name.endswith(".bias"):
         return torch.zeros(shape)
     if name.endswith("norm.weight"):
         return torch.ones(shape)

@@ -1,0 +1,1 @@
+"""Reading the annotation files of public benchmarks as they are published; no video is opened here."""
