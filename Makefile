@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo planner-report parity chaos test check bench bench-startup bench-gpu bench-step bench-frames bench-checkpoints bench-infer bench-placement lock format clean
+.PHONY: setup demo planner-report parity chaos test check bench bench-startup bench-first-step bench-quality bench-gpu bench-step bench-frames bench-checkpoints bench-infer bench-placement lock format clean
 
 setup: $(STAMP)
 
@@ -42,11 +42,18 @@ parity: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python bench/parity.py $(ARGS)
 
 # Every bench that ends in minutes, then the table of docs/benchmarks.md; about 20 minutes on two cores.
-bench: bench-startup bench-step bench-checkpoints bench-infer bench-placement bench-frames
+bench: bench-startup bench-first-step bench-step bench-checkpoints bench-infer bench-placement bench-frames
 	$(BIN)/python bench/collect.py
 
 bench-startup: $(STAMP)
 	$(BIN)/python bench/startup.py
+
+bench-first-step: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python bench/first_step.py $(ARGS)
+
+# Accuracy for equal FLOPs of the recipe's choices; over an hour, goes on where it stopped. Not part of bench.
+bench-quality: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python bench/quality.py $(ARGS)
 
 bench-gpu: $(STAMP)
 	$(BIN)/python bench/gpu.py $(ARGS)

@@ -18,6 +18,16 @@ def startup(found: Any) -> Iterator[Row]:
         yield f"`{name}`", f"{found['seconds'][name]['median_seconds']:.2f} s", "`make bench-startup`"
 
 
+def first_step(found: Any) -> Iterator[Row]:
+    """From the command to the first optimizer step."""
+    command, median = "`make bench-first-step`", found["median"]
+    low, high = found["seconds_spread"]
+    what = "`xgv train tiny`, fresh process, features made before"
+    yield f"{what}: time to the end of the first step", f"{median['seconds']:.1f} s ({low:.1f} to {high:.1f})", command
+    yield f"{what}: processor time of a run of one step", f"{median['cpu_seconds']:.1f} s", command
+    yield f"{what}: peak memory of a run of one step", f"{median['peak_mb']:.0f} MB", command
+
+
 def step(found: Any) -> Iterator[Row]:
     """The training step beside transformers'."""
     for name, row in found["rows"].items():
@@ -92,6 +102,7 @@ def gpu(found: Any) -> Iterator[Row]:
 
 READERS: dict[str, Callable[[Any], Iterator[Row]]] = {
     "startup": startup,
+    "first_step": first_step,
     "step": step,
     "frames": frames,
     "checkpoints": checkpoints,

@@ -1,10 +1,10 @@
 """What the recipe's choices are worth: held-out accuracy at equal training FLOPs, one choice changed at a time.
 
-Run: make bench-quality. Each run trains the recipe `tiny` with one change on the demonstration's generated clips, for as
-many steps as cost what the recipe's own run costs (the planner's count: encoder once, trainable parts three times,
+Run: make bench-quality. Each run trains the recipe `tiny` with one change on the demonstration's generated clips, for
+as many steps as cost what the recipe's own run costs (the planner's count: encoder once, trainable parts three times,
 causal attention half, at the mean length of the clips), and is measured on the held-out clips. Every run writes its
-result to the work folder, and the same command again goes on with those that are missing; the results of whatever is
-there go to bench/results/quality.json and, as a table, to docs/benchmarks.md.
+result to the work folder, and the same command again goes on with those that are missing. A choice with all its seeds
+is a row of bench/results/quality.json and of the table in docs/benchmarks.md.
 """
 
 import argparse
@@ -132,7 +132,8 @@ def measured(choice: Choice, seed: int, config: RunConfig, dataset: Dataset, fol
 
 def commit() -> str:
     """The commit of the checkout."""
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=PAGE.parent, capture_output=True, text=True)
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(command, cwd=PAGE.parent, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "none"
 
 
@@ -173,7 +174,7 @@ def found_chance(out: Path) -> float | None:
 
 
 def against(row: dict[str, Any], recipe: dict[str, Any], figure: str) -> str:
-    """ "better" or "worse" than the recipe where the seeds' ranges do not meet, else ""."""
+    """Whether a choice is "better" or "worse" than the recipe where the seeds' ranges do not meet, else ""."""
     own, its = row[figure], recipe[figure]
     if figure in LESS_IS_BETTER:
         own, its = its, own

@@ -110,7 +110,7 @@ def small_config() -> RunConfig:
     return override(recipes.find("tiny"), changes)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_config(twins_dataset: Dataset, twins_tokenizer: Tokenizer, small_config: RunConfig) -> RunConfig:
     """Eight samples of four scenes, batches of 4, 8 steps, a save every 3."""
     file = Path(twins_dataset.folder) / "tokenizer.json"

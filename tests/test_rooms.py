@@ -19,6 +19,7 @@ OPTIONAL = {
     "fastapi",
     "iscc_samples",
     "onnxruntime",
+    "prometheus_client",
     "rapidocr",
     "skvideo",
     "starlette",

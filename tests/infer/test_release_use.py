@@ -1,45 +1,19 @@
-"""A loaded release on real video files: windows, answers, search and the server's door."""
+"""A loaded release on real video files: windows, answers and search."""
 
-import asyncio
-import base64
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 import torch
 
-from xgenvideo.config import RunConfig, override
-from xgenvideo.data.generate import encode_video, make_twins, render
-from xgenvideo.data.tokenizer import Tokenizer
+from xgenvideo.data.generate import make_twins
 from xgenvideo.errors import ConfigError, DataError, MediaError
 from xgenvideo.infer import search as searching
 from xgenvideo.infer.release import Release, Sample
 from xgenvideo.infer.search import embed_text, search
-from xgenvideo.infer.serve import Limits, create_app, serve
-from xgenvideo.models.video_lm import VideoLM
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three generated clips, one of them in a folder, and a text that calls itself a video."""
-    folder = tmp_path_factory.mktemp("videos")
-    (folder / "more").mkdir()
-    for index, name in enumerate(("a.mp4", "b.mp4", "more/c.mp4")):
-        encode_video(folder / name, render(make_twins(5, index)[0], 64), 8)
-    (folder / "text.mp4").write_text("not a video at all", encoding="utf-8")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def release(small_model: VideoLM, small_config: RunConfig, twins_tokenizer: Tokenizer) -> Release:
-    """A release in memory whose windows are 8 frames, so that short clips have several."""
-    config = override(small_config, ["data.frames=8"])
-    return Release(Path("nowhere"), small_model, twins_tokenizer, config, {"short_side": 256}, {"identity": "f" * 64})
 
 
 def test_a_long_video_is_windows_with_their_own_times(release: Release, videos: Path) -> None:
@@ -152,73 +126,3 @@ def test_search_follows_no_link_out_and_refuses_nothing_to_look_for(
         search(release, tmp_path, "star", index=tmp_path / "index.npz")
     with pytest.raises(ConfigError, match="text"):
         search(release, videos, " ")
-
-
-def ask(release: Release, limits: Limits, body: Any, **headers: str) -> httpx.Response:
-    """POST one request to the application, in this process."""
-
-    async def post() -> httpx.Response:
-        transport = httpx.ASGITransport(app=create_app(release, limits))
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as client:
-            content = body if isinstance(body, str) else json.dumps(body)
-            sent = {"content-type": "application/json"} | headers
-            return await client.post("/v1/chat/completions", content=content, headers=sent)
-
-    return asyncio.run(post())
-
-
-def chat(url: str, text: str = "Which appears first?", **more: Any) -> dict[str, Any]:
-    """A chat request about one video."""
-    parts = [{"type": "text", "text": text}, {"type": "video_url", "video_url": {"url": url}}]
-    return {"messages": [{"role": "user", "content": parts}], "max_tokens": 8, **more}
-
-
-def test_the_server_answers_about_what_is_sent_and_what_is_allowed(release: Release, videos: Path) -> None:
-    expected = release.generate(videos / "a.mp4", "Which appears first?", 8)
-    data = base64.b64encode((videos / "a.mp4").read_bytes()).decode()
-    for url in (f"data:video/mp4;base64,{data}", "a.mp4", f"file://{(videos / 'a.mp4').resolve()}"):
-        response = ask(release, Limits(videos), chat(url))
-        assert response.status_code == 200, response.text
-        assert response.json()["choices"][0]["message"]["content"] == expected
-
-
-def test_the_server_opens_nothing_else(release: Release, videos: Path, tmp_path: Path) -> None:
-    (tmp_path / "secret.mp4").write_bytes((videos / "a.mp4").read_bytes())
-    (tmp_path / "allowed").mkdir()
-    (tmp_path / "allowed" / "link.mp4").symlink_to(tmp_path / "secret.mp4")
-    limits = Limits(tmp_path / "allowed")
-    for url in ("../secret.mp4", str(tmp_path / "secret.mp4"), "link.mp4", "missing.mp4", "a\0b", "/dev/zero"):
-        response = ask(release, limits, chat(url))
-        assert response.status_code == 400
-        assert "is not a file in the allowed folder" in response.json()["error"]["message"]
-    assert "--allow" in ask(release, Limits(), chat("a.mp4")).text
-    assert "other machines" in ask(release, limits, chat("http://example.org/a.mp4")).text
-
-
-def test_the_server_refuses_what_it_cannot_do(release: Release, videos: Path) -> None:
-    small = Limits(videos, max_mb=0.001)
-    assert "at most 0.001 MB" in ask(release, small, chat("a.mp4")).text
-    assert "at most 0.001 MB" in ask(release, small, chat("data:video/mp4;base64," + "A" * 2000)).text
-    limits = Limits(videos)
-    for body, expected in (
-        ("{", "JSON"),
-        ([], "messages"),
-        ({"messages": []}, "content"),
-        ({"messages": [{"role": "user", "content": "text only"}]}, "one video part"),
-        (chat("data:video/mp4;base64,???"), "base64"),
-        (chat("text.mp4"), "not_a_video"),
-        (chat("a.mp4", temperature="hot"), "temperature"),
-        (chat("a.mp4", top_p=0), "top_p"),
-        (chat("a.mp4", stream=True), "stream"),
-    ):
-        response = ask(release, limits, body)
-        assert response.status_code == 400
-        assert expected in response.text
-
-
-def test_a_web_page_cannot_speak_for_the_user(release: Release, videos: Path) -> None:
-    assert ask(release, Limits(videos), chat("a.mp4"), host="evil.example").status_code == 400
-    foreign = ask(release, Limits(videos), chat("a.mp4"), **{"content-type": "text/plain"})
-    assert "application/json" in foreign.text
-    with pytest.raises(ConfigError, match="loopback"):
-        serve(release, host="0.0.0.0")

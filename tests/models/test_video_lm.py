@@ -162,7 +162,9 @@ def test_closed_gates_make_a_text_model(inputs: Inputs) -> None:
 
 
 def test_gates_that_start_at_20_are_no_gates(inputs: Inputs) -> None:
-    model = build_model(override(recipes.find("tiny"), ["model.vision.weights=random:0", "model.decoder.gate_start=20"]))
+    model = build_model(
+        override(recipes.find("tiny"), ["model.vision.weights=random:0", "model.decoder.gate_start=20"])
+    )
     assert set(model.gates().values()) == {1.0}
     latents = latents_of(model, inputs)
     assert not torch.equal(logits_of(model, inputs, None), logits_of(model, inputs, latents))

@@ -128,24 +128,52 @@ def is_rank(process: int) -> bool:
     return False
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_rank_comes_back_and_a_signal_saves(
-    run_config: RunConfig, tmp_path: Path, number: signal.Signals
-) -> None:
-    config = override(run_config, ["layout.data=2", "layout.microbatch_pairs=2", "train.steps=40"])
-    config = override(config, ["train.save_every_steps=5", "train.log_every_steps=1"])
-    command = ["train", "tiny", *overrides(config), "--processes", "2", "--restarts", "2", "--out"]
-    whole = xgv(*command, str(tmp_path / "whole"))
-    assert whole.returncode == 0, whole.stderr
-    out = tmp_path / "hit"
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+def two_ranks(config: RunConfig, restarts: int) -> list[str]:
+    """A command line of 40 steps on two data ranks, without its run folder."""
+    config = override(config, ["layout.data=2", "layout.microbatch_pairs=2", "train.steps=40"])
+    config = override(config, ["train.save_every_steps=5", "train.log_every_steps=1", "train.step_timeout_seconds=8"])
+    return ["train", "tiny", *overrides(config), "--processes", "2", "--restarts", str(restarts), "--out"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(run_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `two_ranks` writes when nothing happens to it."""
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    done = xgv(*two_ranks(run_config, 0), str(out))
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def started(command: list[str], out: Path) -> subprocess.Popen[str]:
+    """The command line, once it has saved its first checkpoint."""
     job = subprocess.Popen(
-        [sys.executable, "-m", "xgenvideo", *command, str(out)], stderr=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-m", "xgenvideo", *command, str(out)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     deadline = time.monotonic() + 120
     while not list(out.glob("checkpoints/step-*")):
         assert time.monotonic() < deadline, "no checkpoint came"
-        time.sleep(0.05)
+        assert job.poll() is None, "the job ended"
+        time.sleep(0.02)
+    return job
+
+
+def assert_same_end(one: Path, two: Path) -> None:
+    """Same weights, optimizer and random state, bitwise, and the same last loss."""
+    expected, found = (load(folder / "checkpoints" / "step-00000040") for folder in (one, two))
+    for part, tensors in expected.tensors.items():
+        assert all(torch.equal(found.tensors[part][name], tensor) for name, tensor in tensors.items()), part
+    assert read_metrics(one)[-1]["loss"] == read_metrics(two)[-1]["loss"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_rank_comes_back_and_a_signal_saves(
+    run_config: RunConfig, undisturbed: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    command, out = two_ranks(run_config, 2), tmp_path / "hit"
+    job = started(command, out)
     if number == signal.SIGKILL:
         ranks = [process for process in ranks_of(job.pid) if is_rank(process)]
         assert len(ranks) == 2
@@ -160,30 +188,14 @@ def test_a_killed_rank_comes_back_and_a_signal_saves(
     else:
         assert job.returncode == 0, told
         assert "resume:" in told
-    expected, found = (load(folder / "checkpoints" / "step-00000040") for folder in (tmp_path / "whole", out))
-    for part, tensors in expected.tensors.items():
-        assert all(torch.equal(found.tensors[part][name], tensor) for name, tensor in tensors.items()), part
-    assert read_metrics(out)[-1]["loss"] == read_metrics(tmp_path / "whole")[-1]["loss"]
+    assert_same_end(undisturbed, out)
 
 
-def test_a_rank_that_hangs_is_named_killed_and_comes_back(run_config: RunConfig, tmp_path: Path) -> None:
-    config = override(run_config, ["layout.data=2", "layout.microbatch_pairs=2", "train.steps=30"])
-    config = override(config, ["train.save_every_steps=5", "train.step_timeout_seconds=4"])
-    command = ["train", "tiny", *overrides(config), "--processes", "2", "--restarts", "1", "--out"]
-    whole = xgv(*command, str(tmp_path / "whole"))
-    assert whole.returncode == 0, whole.stderr
+def test_a_rank_that_hangs_is_named_killed_and_comes_back(
+    run_config: RunConfig, undisturbed: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "hung"
-    job = subprocess.Popen(
-        [sys.executable, "-m", "xgenvideo", *command, str(out)],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    deadline = time.monotonic() + 120
-    while not list(out.glob("checkpoints/step-*")):
-        assert time.monotonic() < deadline, "no checkpoint came"
-        assert job.poll() is None, "the job ended"
-        time.sleep(0.02)
+    job = started(two_ranks(run_config, 1), out)
     os.kill([process for process in ranks_of(job.pid) if is_rank(process)][1], signal.SIGSTOP)
     began = time.monotonic()
     told = job.communicate(timeout=200)[1]
@@ -191,9 +203,7 @@ def test_a_rank_that_hangs_is_named_killed_and_comes_back(run_config: RunConfig,
     assert time.monotonic() - began < 90
     assert "hung: rank 1 in phase" in told
     assert "gives no sign of life" in told
-    expected, found = (load(folder / "checkpoints" / "step-00000030") for folder in (tmp_path / "whole", out))
-    for part, tensors in expected.tensors.items():
-        assert all(torch.equal(found.tensors[part][name], tensor) for name, tensor in tensors.items()), part
+    assert_same_end(undisturbed, out)
 
 
 def test_ranks_that_do_not_fit_the_layout_are_one_sentence(run_config: RunConfig, tmp_path: Path) -> None:

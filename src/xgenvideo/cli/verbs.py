@@ -168,6 +168,11 @@ def _dry_run(config: RunConfig, parsed: argparse.Namespace) -> None:
 
 def evaluate(parsed: argparse.Namespace) -> None:
     """Measure a run or a release on a split of a dataset; the figures go to evaluation.json in the folder of a run."""
+    if parsed.benchmark:
+        _benchmark(parsed)
+        return
+    if not parsed.data:
+        raise ConfigError("--data", None, "must name a dataset, or --benchmark a public benchmark")
     from xgenvideo.data.dataset import open_dataset
     from xgenvideo.evaluate.run import evaluate as measure
     from xgenvideo.evaluate.table import table
@@ -183,6 +188,25 @@ def evaluate(parsed: argparse.Namespace) -> None:
         _write_evaluation(folder, figures)
     if parsed.needle:
         _needle(folder, Path(parsed.needle))
+
+
+def _benchmark(parsed: argparse.Namespace) -> None:
+    """A public benchmark on a release."""
+    from xgenvideo.evaluate.benchmark import run_benchmark
+    from xgenvideo.evaluate.provenance import command_line
+    from xgenvideo.evaluate.table import benchmark_table
+    from xgenvideo.infer.release import load_release
+
+    if not (parsed.annotations and parsed.videos):
+        raise ConfigError("--annotations, --videos", parsed.annotations, "must both be given with --benchmark")
+    release, annotations = load_release(Path(parsed.model)), Path(parsed.annotations)
+    figures = run_benchmark(release, parsed.benchmark, annotations, Path(parsed.videos), command_line())
+    if parsed.out:
+        Path(parsed.out).write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if parsed.json:
+        _print_json(figures)
+    else:
+        print(benchmark_table(figures))
 
 
 def _needle(release: Path, out: Path) -> None:
@@ -264,11 +288,21 @@ def search(parsed: argparse.Namespace) -> None:
 def serve(parsed: argparse.Namespace) -> None:
     """Answer over HTTP until interrupted."""
     from xgenvideo.infer.release import load_release
+    from xgenvideo.infer.serve import read_token
     from xgenvideo.infer.serve import serve as serve_release
+    from xgenvideo.infer.serving.limits import limits_from
+    from xgenvideo.infer.serving.sources import Places
 
-    release = load_release(Path(parsed.release))
-    _note(f"http://{parsed.host}:{parsed.port}/v1/chat/completions; Ctrl-C ends")
-    serve_release(release, parsed.host, parsed.port, Path(parsed.allow) if parsed.allow else None)
+    limits = limits_from(parsed.overrides)
+    token = read_token(Path(parsed.token_file) if parsed.token_file else None)
+    folders, index = ([Path(name)] if name else [] for name in (parsed.allow, parsed.index))
+    for folder in (*folders, *index):
+        if not folder.is_dir():
+            raise ConfigError("--allow, --index", str(folder), "must be a folder")
+    places = Places(tuple(folders), tuple(name.lower() for name in parsed.allow_host))
+    release = load_release(Path(parsed.release), parsed.device)
+    _note(f"http://{parsed.host}:{parsed.port}/ is a page, /v1 the interface; Ctrl-C ends")
+    serve_release(release, parsed.host, parsed.port, places, index[0] if index else None, limits, token)
 
 
 def audit(parsed: argparse.Namespace) -> None:

@@ -67,6 +67,7 @@ class CurateSettings:
     min_mark_fill: float = 0.2
     min_mark_contrast: float = 9.0
     max_mark_around: float = 0.15
+    min_mark_present: float = 0.7  # of the frames probed: a thing of the scene that comes to rest is there for fewer
     large_mark: float = 0.045
     min_large_mark_fill: float = 0.35
     # Semantic alignment: cosine of centred class-name and caption embeddings. Of 88 real pairs none is below -0.05 (the

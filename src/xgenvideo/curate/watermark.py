@@ -38,7 +38,7 @@ def measure_marks(frames: NDArray[np.uint8]) -> list[Mark]:
     if len(across) < 3:  # what stays cannot be told from what is there
         return []
     steady_x, steady_y = _steady(across, down)
-    strength = cv2.magnitude(steady_x, steady_y)
+    strength = np.hypot(steady_x, steady_y)
     _remove_bars(strength)
     marks: list[Mark] = []
     for level in LEVELS:
@@ -104,13 +104,13 @@ def _describe(strength: Picture, x: Picture, y: Picture, inside: NDArray[np.bool
     rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
     top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
     tall, wide = bottom - top, right - left
-    total, pixels = float(strength[inside].sum()), np.count_nonzero(inside)
+    total, pixels = float(strength[inside].sum()), int(np.count_nonzero(inside))
     lean = float(np.hypot(x[inside].sum(), y[inside].sum())) / total
     if min(tall, wide) < LEAST_SIDE or tall * wide > MOST_AREA * strength.size or lean > MOST_LEAN:
         return None
     above, aside = max(8, tall // 2), max(8, wide // 2)
     about = strength[max(0, top - above) : bottom + above, max(0, left - aside) : right + aside]
-    base = np.count_nonzero(about) - np.count_nonzero(strength[top:bottom, left:right])
+    base = int(np.count_nonzero(about)) - np.count_nonzero(strength[top:bottom, left:right])
     if level > LEVELS[0] and base > MOST_BASE * pixels:
         return None
     place = (left / width, top / height, right / width, bottom / height)
@@ -143,6 +143,7 @@ def is_mark(mark: Mark, settings: CurateSettings) -> bool:
         mark["fill"] >= fill
         and mark["contrast"] >= settings.min_mark_contrast
         and mark["around"] <= settings.max_mark_around
+        and mark["present"] >= settings.min_mark_present
     )
 
 

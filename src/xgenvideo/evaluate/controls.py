@@ -34,21 +34,34 @@ def pair_name(row: Row) -> str:
 
 
 def changed(clip: Clip, control: str, seed: int) -> Clip:
-    """The clip as a control shows it; timestamps stay in ascending order. `full` changes nothing.
+    """The clip as a control shows it; see `arranged`. `shuffled` as in `shuffle`."""
+    order = shuffle(clip, seed) if control == "shuffled" else None
+    return Clip(clip.row, *arranged(clip.features, clip.pts, control, order))
+
+
+def arranged(
+    features: Tensor, pts: Tensor, control: str, order: NDArray[np.int64] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Features [F P W] and pts [F] as a control shows them; timestamps stay in ascending order. `full` changes nothing.
 
     one_frame: the middle frame at its own time. reversed: the frames backwards, at the times of the original.
-    shuffled: see `shuffle`.
+    shuffled: the frames numbered by `order` [F], at the times of the original.
     """
-    count = len(clip.pts)
     if control == "one_frame":
-        middle = slice(count // 2, count // 2 + 1)
-        return Clip(clip.row, clip.features[middle], clip.pts[middle])
+        middle = slice(len(pts) // 2, len(pts) // 2 + 1)
+        return features[middle], pts[middle]
     if control == "shuffled":
-        return Clip(clip.row, clip.features[torch.from_numpy(shuffle(clip, seed))], clip.pts)
+        assert order is not None, "shuffled needs an order"
+        return features[torch.from_numpy(order)], pts
     if control == "reversed":
-        return Clip(clip.row, clip.features.flip(0), clip.pts)
+        return features.flip(0), pts
     assert control == FULL, f"no control {control!r}, only {CONTROLS}"
-    return clip
+    return features, pts
+
+
+def seeded(name: str, seed: int) -> np.random.Generator:
+    """A generator of a name's own, the same on every machine."""
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(f"{seed}\n{name}".encode()).digest()[:16], "big"))
 
 
 def shuffle(clip: Clip, seed: int) -> NDArray[np.int64]:
@@ -59,8 +72,7 @@ def shuffle(clip: Clip, seed: int) -> NDArray[np.int64]:
     come out nearly the same sequence: whatever order survives by luck is as wrong for one twin as it is right for the
     other, and the control is at chance for every permutation and not only on average.
     """
-    digest = hashlib.sha256(f"{seed}\n{pair_name(clip.row)}".encode()).digest()
-    random = np.random.default_rng(int.from_bytes(digest[:16], "big"))
+    random = seeded(pair_name(clip.row), seed)
     features = clip.features.flatten(1).double().cpu().numpy()
     direction = random.standard_normal(features.shape[1])
     by_picture: NDArray[np.int64] = np.argsort(features @ direction, kind="stable")

@@ -32,20 +32,38 @@ class Retrieval:
         return f"Retrieval(queries={len(self.ranks)}, r1={self.recall(1):.3f}, median_rank={self.median_rank})"
 
 
-def retrieval(scores: NDArray[np.float32], groups: NDArray[np.int64]) -> Retrieval:
-    """Scores [N N], a row a query; items of the query's group ([N], equal captions) are all right answers.
+def retrieval(
+    scores: NDArray[np.floating], groups: NDArray[np.int64], items: NDArray[np.int64] | None = None
+) -> Retrieval:
+    """Scores [N M], a row a query; items of the query's group are all right answers.
 
-    A wrong answer with the same score as the best right one counts as before it, so that a model whose embeddings have
-    collapsed to one point gets nothing. Raises DataError for an empty or non-finite matrix.
+    `groups` [N] is the group of each query, `items` [M] that of each item (default: the same). A wrong answer with the
+    same score as the best right one counts as before it, so that a model whose embeddings have collapsed to one point
+    gets nothing. Raises DataError for an empty or non-finite matrix, and for a query without a right answer.
     """
-    if scores.ndim != 2 or scores.shape != (len(groups), len(groups)) or not len(groups):
-        raise DataError(f"retrieval scores are {scores.shape} for {len(groups)} clips; they must be [N N] with N > 0")
+    items = groups if items is None else items
+    if scores.shape != (len(groups), len(items)) or not scores.size:
+        raise DataError(f"retrieval scores are {scores.shape} for {len(groups)} queries and {len(items)} items")
     if not np.isfinite(scores).all():
         raise DataError("retrieval scores are not finite; the model's embeddings hold NaN or infinity")
-    right = groups[:, None] == groups[None, :]
+    right = groups[:, None] == items[None, :]
+    if not right.any(axis=1).all():
+        raise DataError(f"{int((~right.any(axis=1)).sum())} retrieval queries have no right answer among the items")
     best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
     ranks = 1 + ((scores >= best) & ~right).sum(axis=1)
     return Retrieval(ranks.astype(np.int64), float(right.mean(axis=1).mean()))
+
+
+def dual_softmax(scores: NDArray[np.floating], scale: float) -> NDArray[np.float64]:
+    """Scores [N M], a row a query, times their softmax over all queries (DSL: CAMoE, arXiv 2109.04290, section 3.3).
+
+    `scale` is the inverse temperature of the softmax. It looks at the whole test set's queries to answer one, which a
+    search engine cannot do; it is never to be compared with raw scores.
+    """
+    logits = scale * scores.astype(np.float64)
+    weights = np.exp(logits - logits.max(axis=0, keepdims=True))
+    found: NDArray[np.float64] = scores * weights / weights.sum(axis=0, keepdims=True)
+    return found
 
 
 def choose(scores: Sequence[float], answer: int) -> float:

@@ -109,7 +109,7 @@ def _encode(release: Release, scene: Scene) -> Tensor:
 
 def _cell(release: Release, hidden: Sequence[Needle], seconds: int, position: float) -> Cell:
     found = read = 0
-    right = np.zeros(3, dtype=np.int64)
+    answered = by_question = at_once = 0
     questions = [question for needle in hidden for question in needle.scene.questions]
     for needle in hidden:
         features = needle.hay[: 2 * seconds].clone()
@@ -122,9 +122,11 @@ def _cell(release: Release, hidden: Sequence[Needle], seconds: int, position: fl
         found += start <= DRAWN_FPS * sum(seen.spans[best]) / 2 <= end
         together = _at_once(release, features)
         for question in needle.scene.questions:
-            right += _right(release, question, seen, best, together)
+            right = _right(release, question, seen, best, together)
+            answered, by_question, at_once = answered + right[0], by_question + right[1], at_once + right[2]
     lucky = sum(1 / len(question.options) for question in questions)
-    return Cell(seconds, position, len(hidden), read, found, len(questions), *right.tolist(), lucky)
+    asked = len(questions)
+    return Cell(seconds, position, len(hidden), read, found, asked, answered, by_question, at_once, lucky)
 
 
 def _right(release: Release, question: Question, seen: Moments, best: int, together: Tensor) -> list[bool]:

@@ -30,6 +30,30 @@ def table(results: dict[str, Any]) -> str:
     return text.getvalue()
 
 
+def benchmark_table(results: dict[str, Any]) -> str:
+    """The results of `run_benchmark` as plain text; what was not read comes first, so that nobody misses it."""
+    intervals = results["intervals"]
+    grid = Table("figure", "value", "95 % interval", "chance", title=results["benchmark"], box=SIMPLE)
+    for column in grid.columns[1:]:
+        column.justify = "right"
+    for name, value in results.items():
+        if name not in intervals:
+            continue
+        low, high = intervals[name]
+        chance = results.get(f"{name.removesuffix('_r1')}_chance_r1") if name.endswith("_r1") else results.get("chance")
+        grid.add_row(name, _percent(value), f"{_percent(low)} to {_percent(high)}", _percent(chance) if chance else "")
+    for name, value in (results.get("captions") or {}).items():
+        if isinstance(value, float):
+            grid.add_row(f"captions / {name}", _number(value), "", "")
+    text = io.StringIO()
+    Console(width=WIDTH, color_system=None, force_terminal=False, file=text).print(grid)
+    asked = results.get("questions")
+    questions = (
+        f"; {asked['asked']} of {asked['annotated']} questions asked {asked['not_asked'] or ''}" if asked else ""
+    )
+    return f"{results['videos']['said']}{questions}\n{text.getvalue()}"
+
+
 def _lines(results: dict[str, Any]) -> Iterator[tuple[str, float | None, Format, float | None]]:
     """Name, value, how to print it, and chance, in the order of the table."""
     for name in ("heldout_next_token", "heldout_contrastive"):

@@ -10,12 +10,10 @@ from xgenvideo.evaluate.formats.files import field, read_rows, read_values
 
 @dataclass(frozen=True)
 class Captioned:
-    """One video and its texts, each of which is a query of its own. `start` and `end`: seconds, None for the whole."""
+    """One video, as annotated, with or without its ending, and its texts, each of which is a query of its own."""
 
     video: str
     texts: tuple[str, ...]
-    start: float | None = None
-    end: float | None = None
 
     def __post_init__(self) -> None:
         if not self.texts or not all(text.strip() for text in self.texts):
@@ -31,7 +29,9 @@ def read_pairs(path: Path) -> list[Captioned]:
     texts: dict[str, list[str]] = {}
     for row in read_rows(path):
         said = field(row, path, "sentence", "caption")
-        texts.setdefault(str(field(row, path, "video", "video_id")), []).extend([said] if isinstance(said, str) else said)
+        texts.setdefault(str(field(row, path, "video", "video_id")), []).extend(
+            [said] if isinstance(said, str) else said
+        )
     return [Captioned(video, tuple(said)) for video, said in texts.items()]
 
 
@@ -88,9 +88,7 @@ def read_vatex(path: Path) -> list[Captioned]:
 
     The videoID ends in the times of the clip, by which downloaded clips are named; a clip is read whole.
     """
-    return [
-        Captioned(str(field(row, path, "videoID")), tuple(field(row, path, "enCap"))) for row in read_rows(path)
-    ]
+    return [Captioned(str(field(row, path, "videoID")), tuple(field(row, path, "enCap"))) for row in read_rows(path)]
 
 
 READERS: dict[str, Callable[[Path], list[Captioned]]] = {

@@ -1,6 +1,7 @@
 """Rows of an annotation file: JSON, JSON lines, CSV or Parquet, each as a dict."""
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ def read_values(path: Path) -> Any:
             return pyarrow.parquet.read_table(path).to_pylist()
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".csv":
-            return list(csv.DictReader(text.splitlines()))
+            return list(csv.DictReader(io.StringIO(text, newline="")))
         if path.suffix == ".jsonl":
             return [json.loads(line) for line in text.splitlines() if line.strip()]
         return json.loads(text)

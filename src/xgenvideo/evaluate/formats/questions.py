@@ -18,7 +18,7 @@ _MARK = re.compile(r"^\s*(?:(?:option|sentence|caption)\s+\w+\s*[:.]|\(?[A-J][.)
 class Asked:
     """One question about one video. `video`: name or path as annotated, with or without its ending.
 
-    `answer`: number of the right option, None where the benchmark keeps it secret. `kind`: what accuracies are given by.
+    `answer`: number of the right option, None where the benchmark keeps it secret. `kind`: accuracies are given by it.
     `start` and `end`: seconds of the part that is asked about, None for the whole video.
     """
 
@@ -36,7 +36,7 @@ class Asked:
 
 
 def read_video_mme(path: Path) -> list[Asked]:
-    """Video-MME (arXiv 2405.21075): a row a question, as lmms-lab/Video-MME's Parquet; or a row a video with `questions`.
+    """Video-MME (arXiv 2405.21075): lmms-lab/Video-MME's Parquet, a row a question; or a row a video with `questions`.
 
     Fields videoID (else video_id), question, options "A. text", answer "A", task_type, duration.
     """
@@ -106,7 +106,7 @@ def read_egoschema(path: Path) -> list[Asked]:
         video = str(field(row, path, "q_uid", "video_idx"))
         listed = row.get("option") or [field(row, path, f"option {number}") for number in range(5)]
         right = answers.get(video, row.get("answer"))
-        answer = int(right) if str(right).isdecimal() else None
+        answer = int(str(right)) if str(right).isdecimal() else None
         found.append(Asked(video, field(row, path, "question"), _unmarked(listed), answer, "egoschema"))
     return found
 

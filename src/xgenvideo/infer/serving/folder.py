@@ -83,7 +83,6 @@ class Folder:
                 vector = self._release.read_window(window)[1].float().cpu().numpy()
             yield *self._release.span(window), vector
 
-
     def _tell(self, line: str) -> None:
         """Each line once, not at every look."""
         if line not in self._told:
