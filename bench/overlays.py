@@ -32,15 +32,14 @@ from xgenvideo.records import SampledVideo
 Frames = NDArray[np.uint8]
 LINES = ("and then we went on to the river", "nobody had told me about that", "so here is what I would do now")
 # Samples with a publisher's mark, burnt-in text or a display over the picture, told by eye on contact sheets.
-MARKED = frozenset(
-    """
+_MARKED = """
     1NMpoAqzJfY.25 2jKXlH_ceCo.11 489O6JiJ8Qk.14 7nxhg1S6BV4.22 An1biDTot5Q.16 BIjo0hm1fdM.47 COLGm4vIVuQ.9
     FK4r5nL45Ds.6 F_7OgSGfbOk.4 GH7Jlmx3riU.98 H2y15JUfSIQ.0 J_3uOQe0Www.5 JlHyAD6Ne_8.53 MIytG6bc4bk.44 MJao9o7ROs0.1
     MxTEUtUle1k.54 RfZklHmewy8.3 Sijr3wlU_9k.2 TPVvXvf4xRc.9 UaQKCrszICw.16 YemkZ7DLOBU.15 ZQiXQ1oKfuk.14
     aHvi80-PnZ8.15 aIFfzBnvUVE.80 aIPu1xGNbhc.49 aQApNfoJ4ls.12 alQRJjsBYDA.10 czAykeFF83k.158 eibWo9t6pos.25
     gWR0Kl5ktLs.6 h4RJ0Kv8n_Y.75 lvPG7CQTRGA.13 lxoDR1ud464.8 mYvSJp7_aYQ.53 nfgMVXJskqM.1 uQs-YDb5VA.9 vdGG2_5VM9U.2
-    """.split()
-)
+    """
+MARKED = frozenset(_MARKED.split())
 
 
 def _write(frame: Frames, text: str, place: tuple[float, float], share: float, strength: float = 1.0) -> None:
@@ -141,7 +140,8 @@ class Judge:
 def measure(paths: list[Path], judge: Judge) -> dict[str, Any]:
     """Clips as they are and with each overlay; recall by overlay, false alarms, precision (as many clips as hits)."""
     found, seen = dict.fromkeys(OVERLAYS, 0), Counter[str]()
-    alarms, marked_found = [], []
+    alarms: list[str] = []
+    marked_found: list[str] = []
     for path in paths:
         settings = judge.settings
         frames = sample_video(path, settings.fps, settings.max_frames, short_side=settings.short_side).frames

@@ -97,9 +97,9 @@ def run_flops(config: RunConfig, frames: float) -> float:
     return training_flops(config, pairs, config.data.text_tokens, frames, round(pairs * frames)).total
 
 
-def config_of(choice: Choice, seed: int, steps: int, dataset: Dataset, frames: float) -> RunConfig:
+def config_of(choice: Choice, seed: int, steps: int, shards: Path, frames: float) -> RunConfig:
     """The run of a choice, as many steps long as the FLOPs of `steps` steps of the recipe allow."""
-    shared = [f"data.shards={dataset.folder}", "train.threads=1", "train.compile=true", "train.save_every_steps=100000"]
+    shared = [f"data.shards={shards}", "train.threads=1", "train.compile=true", "train.save_every_steps=100000"]
     recipe = override(find("tiny"), [*shared, f"train.seed={seed}", f"train.steps={steps}"])
     changed = override(recipe, list(choice.settings))
     return override(changed, [f"train.steps={round(steps * run_flops(recipe, frames) / run_flops(changed, frames))}"])
@@ -215,18 +215,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
     parser.add_argument("--steps", type=int, default=STEPS, help="of the recipe's own run")
-    parser.add_argument("--large", action="store_true", help="64, 256 and 1,024 queries too")
+    names = {choice.name: choice for choice in (*CHOICES, *LARGE)}
+    usual = [choice.name for choice in CHOICES]
+    parser.add_argument("--choices", nargs="+", choices=names, default=usual, metavar="NAME", help=", ".join(names))
     parser.add_argument("--collect", action="store_true", help="run nothing; results and table of what is there")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     dataset = dataset_of(asked.out)
     most = find("tiny").data.frames
     frames = statistics.mean(min(row.frames, most) for row in dataset.rows("train"))
-    for seed, choice in [(s, c) for group in (CHOICES, LARGE * asked.large) for s in range(SEEDS) for c in group]:
+    for seed, choice in [(seed, names[name]) for seed in range(SEEDS) for name in asked.choices]:
         path = asked.out / f"{choice.name}-seed{seed}.json"
         if asked.collect or path.is_file():
             continue
-        config = config_of(choice, seed, asked.steps, dataset, frames)
+        config = config_of(choice, seed, asked.steps, dataset.folder, frames)
         result = measured(choice, seed, config, dataset, asked.out / path.stem)
         write_json(path, result)
         told = "  ".join(f"{FIGURES[one]} {result['figures'][one]:.3f}" for one in FIGURES)

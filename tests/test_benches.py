@@ -1,12 +1,14 @@
 """The benches run, and the table of the documentation is what their results say."""
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -43,6 +45,34 @@ def test_the_table_is_what_the_results_say() -> None:
     page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     shown = page.partition(collect.BEGIN)[2].partition(collect.END)[0].strip()
     assert shown == collect.table()
+
+
+def test_the_quality_table_is_what_the_results_say() -> None:
+    quality = bench("quality")
+    if not quality.RESULTS.is_file():
+        pytest.skip("bench-quality has not been run")
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    shown = page.partition(quality.BEGIN)[2].partition(quality.END)[0].strip()
+    assert shown == "\n".join(quality.lines(json.loads(quality.RESULTS.read_text(encoding="utf-8"))))
+
+
+def test_every_choice_is_trained_for_the_same_flops() -> None:
+    quality = bench("quality")
+    configs = [quality.config_of(choice, 0, 320, Path("data"), 21.3) for choice in quality.CHOICES + quality.LARGE]
+    costs = [quality.run_flops(config, 21.3) for config in configs]
+    assert max(costs) / min(costs) < 1.02
+    assert len({config.train.steps for config in configs}) > 5
+
+
+def test_only_ranges_that_do_not_meet_separate_a_choice() -> None:
+    quality = bench("quality")
+
+    def row(shift: float) -> dict[str, Any]:
+        return {"seeds": 3} | {figure: {"low": 0.6 + shift, "high": 0.7 + shift} for figure in quality.FIGURES}
+
+    assert "do not separate" in quality.verdict(row(0.09), row(0.0))
+    assert quality.verdict(row(0.11), row(0.0)).count("better") == 1
+    assert "worse on held-out loss" in quality.verdict(row(0.11), row(0.0))
 
 
 def test_every_target_names_a_script_that_is_there() -> None:

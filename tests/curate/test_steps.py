@@ -133,6 +133,23 @@ def test_copies_are_duplicates_and_twins_are_not() -> None:
     assert likeness(print_of(clip), print_of(moving(4))) < 0.8
 
 
+def test_a_copy_cut_at_its_sides_or_played_faster_is_a_duplicate_and_a_shorter_gap_makes_none() -> None:
+    clip = moving(3)
+    for cut in (clip[:, 6:-6, 6:-6], clip[:, 12:, :-12]):
+        assert likeness(print_of(clip), print_of(cut)) > SETTINGS.min_duplicate_likeness
+    times = np.arange(len(clip)) / 2
+    thumbs = np.stack([cv2.resize(f, (16, 16), interpolation=cv2.INTER_AREA) for f in clip])
+    faster = thumbs[[round(1.1 * n) for n in range(19) if round(1.1 * n) < 20]]
+    quick = fingerprint(faster, times[: len(faster)], len(clip) / 2 / 1.1, (0, 0))
+    assert likeness(print_of(clip), quick) > SETTINGS.min_duplicate_likeness
+    blank = np.repeat(moving(3, 1)[:1], 20, axis=0)
+    early, late = blank.copy(), blank.copy()
+    for shown, start in ((early, 6), (late, 12)):
+        shown[2:4, 20:40, 20:40] = (250, 40, 40)
+        shown[start : start + 2, 80:100, 80:100] = (40, 40, 250)
+    assert likeness(print_of(early), print_of(late)) < 0.3
+
+
 def test_the_best_of_a_group_is_kept_however_many_clips_there_are() -> None:
     prints = {f"c{seed}": print_of(moving(seed), (-256, seed)) for seed in range(60)}
     prints["small"] = print_of(np.stack([cv2.resize(f, (64, 64)) for f in moving(7)]), (-64, 0))

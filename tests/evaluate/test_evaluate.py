@@ -59,6 +59,18 @@ def test_every_figure_is_there_and_is_json(results: dict[str, object]) -> None:
         assert low <= value <= high
 
 
+def test_it_says_what_was_measured_on_what(
+    results: dict[str, object], twins_dataset: Dataset, small_config: RunConfig
+) -> None:
+    of = results["of"]
+    assert isinstance(of, dict)
+    assert of["data"] == {"dataset_sha256": twins_dataset.fingerprint}
+    assert of["weights_sha256"] == results["weights"]
+    assert of["config"]["model"]["resampler"]["queries"] == small_config.model.resampler.queries
+    assert of["config"]["data"]["shards"] == ""
+    assert "torch" in of["versions"]
+
+
 def test_a_model_without_video_or_with_one_frame_is_exactly_at_chance(results: dict[str, object]) -> None:
     """Twins have the same questions with other answers and the same middle frame, so nothing else is possible."""
     for name in ("temporal_qa_no_video", "twin_choice_no_video"):

@@ -76,7 +76,12 @@ def test_mvbench_tvbench_and_mlvu_by_file_and_by_folder(tmp_path: Path) -> None:
     star = {
         "video": "ZS9XR.mp4",
         "question": "What happened after the person took the food?",
-        "candidates": ["Ate the medicine.", "Tidied up the blanket.", "Put down the cup/glass/bottle.", "Took the box."],
+        "candidates": [
+            "Ate the medicine.",
+            "Tidied up the blanket.",
+            "Put down the cup/glass/bottle.",
+            "Took the box.",
+        ],
         "answer": "Ate the medicine.",
         "question_id": "Interaction_T1_13",
         "question_type": None,
@@ -191,7 +196,8 @@ def test_msr_vtt(tmp_path: Path) -> None:
 
 
 def test_msvd(tmp_path: Path) -> None:
-    text = "# Microsoft Research Video Description Corpus\n\n-4wsuPCjDBc_5_15 a squirrel eats\n-4wsuPCjDBc_5_15 a chipmunk\n"
+    text = "# Microsoft Research Video Description Corpus\n\n-4wsuPCjDBc_5_15 a squirrel eats\n"
+    text += "-4wsuPCjDBc_5_15 a chipmunk\n"
     text += "-7KMZQEsJW4_205_208 a boy runs\n"
     path = written(tmp_path, "AllVideoDescriptions.txt", text)
     both = captioned.read_msvd(path)

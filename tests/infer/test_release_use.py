@@ -4,16 +4,19 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from xgenvideo.data.generate import make_twins
+from xgenvideo.data.video import sample_video
 from xgenvideo.errors import ConfigError, DataError, MediaError
 from xgenvideo.infer import search as searching
+from xgenvideo.infer.embed import embed_text
 from xgenvideo.infer.release import Release, Sample
-from xgenvideo.infer.search import embed_text, search
+from xgenvideo.infer.search import Hit, search
 
 
 def test_a_long_video_is_windows_with_their_own_times(release: Release, videos: Path) -> None:
@@ -46,6 +49,17 @@ def test_answers_captions_and_scores(release: Release, videos: Path) -> None:
         release.caption(videos / "text.mp4")
 
 
+def vector_of(release: Release, hit: Hit) -> Any:
+    """Unit vector [E] of a hit's frames, taken from the file anew, with a clock that starts at the first."""
+    frames = round((hit.end - hit.start) * 2)
+    taken = sample_video(hit.video, 2.0, frames, hit.start, 256)
+    window = release.window(0, taken)
+    features = release.model.encode_frames(window.frames)[None]
+    pts = (window.pts - window.pts[0])[None]
+    latents = release.model.latents(features, pts, torch.ones_like(pts, dtype=torch.bool))
+    return release.model.video_embedding(latents)[0].numpy()
+
+
 def test_search_ranks_by_cosine_and_reads_each_video_once(
     release: Release, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -54,21 +68,24 @@ def test_search_ranks_by_cosine_and_reads_each_video_once(
     assert said == ["text.mp4: left out, not_a_video"]
     assert {hit.video for hit in hits} == {videos / name for name in ("a.mp4", "b.mp4", "more/c.mp4")}
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
-    best = hits[0]
-    window = next(one for one in release.windows(best.video) if one.start == best.start)
-    with torch.inference_mode():
-        vector = release.model.video_embedding(release.window_latents(window, from_start=False))[0].numpy()
-    assert best.score == pytest.approx(float(vector @ embed_text(release, "a red circle moves left")), abs=1e-5)
-    assert best.end == pytest.approx(float(window.pts[-1]) + 0.5)
+    for hit in hits:
+        apart = [one for one in hits if one.video == hit.video and one is not hit]
+        assert all(one.end <= hit.start or hit.end <= one.start for one in apart), "no two hits overlap"
+        with torch.inference_mode():
+            vector = vector_of(release, hit)
+        assert hit.score == pytest.approx(float(vector @ embed_text(release, "a red circle moves left")), abs=1e-5)
+    lengths = {round(hit.end - hit.start, 3) for hit in hits}
+    assert lengths <= {0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0}
+    assert 1.0 in lengths, "a moment of a quarter of a window is found too"
 
     read: list[str] = []
-    embed = searching.embed_video
+    embed = searching.read_spans
 
     def counted(release: Release, path: Path, sample: Sample) -> Iterator[searching.Timed]:
         read.append(path.name)
         return embed(release, path, sample)
 
-    monkeypatch.setattr(searching, "embed_video", counted)
+    monkeypatch.setattr(searching, "read_spans", counted)
     assert search(release, videos, "a red circle moves left", top=100, index=index, say=said.append) == hits
     assert read == []
     assert said == ["text.mp4: left out, not_a_video"] * 2, "what cannot be read is told again, and not read again"
@@ -87,14 +104,14 @@ def test_what_is_removed_leaves_the_index_and_an_interruption_keeps_what_was_rea
     folder.mkdir()
     for name in ("a.mp4", "b.mp4"):
         (folder / name).write_bytes((videos / name).read_bytes())
-    embed = searching.embed_video
+    embed = searching.read_spans
 
     def interrupted(release: Release, path: Path, sample: Sample) -> Iterator[searching.Timed]:
         if path.name == "b.mp4":
             raise KeyboardInterrupt
         return embed(release, path, sample)
 
-    monkeypatch.setattr(searching, "embed_video", interrupted)
+    monkeypatch.setattr(searching, "read_spans", interrupted)
     with pytest.raises(KeyboardInterrupt):
         search(release, folder, "star", index=index)
     (folder / "b.mp4").unlink()

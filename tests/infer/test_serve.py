@@ -4,6 +4,7 @@ import base64
 import json
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ import torch
 from tests.infer.conftest import running
 from xgenvideo.errors import ConfigError
 from xgenvideo.infer.cite import cite
+from xgenvideo.infer.embed import embed_text
+from xgenvideo.infer.generate import generate
+from xgenvideo.infer.moments import moments
 from xgenvideo.infer.release import Release
-from xgenvideo.infer.search import embed_text
+from xgenvideo.infer.search import search
 from xgenvideo.infer.serve import read_token, serve
 from xgenvideo.infer.serving.limits import Limits, limits_from
 from xgenvideo.infer.serving.sources import Places
@@ -92,10 +96,9 @@ def test_openais_client(address: str, release: Release, videos: Path) -> None:
         messages = chat(by_url(data_url(path)))["messages"]
         whole = client.chat.completions.create(model=model.id, messages=messages, max_tokens=8)
         assert whole.choices[0].message.content == expected
-        options = {"include_usage": True}
         chunks = list(
             client.chat.completions.create(
-                model=model.id, messages=messages, max_tokens=8, stream=True, stream_options=options
+                model=model.id, messages=messages, max_tokens=8, stream=True, stream_options={"include_usage": True}
             )
         )
         said = "".join(one.choices[0].delta.content or "" for one in chunks if one.choices)
@@ -103,8 +106,9 @@ def test_openais_client(address: str, release: Release, videos: Path) -> None:
         assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
         assert chunks[-1].usage == whole.usage
         texts = ["a red circle moves left", "a blue star"]
-        for format in ("base64", "float"):
-            found = client.embeddings.create(model=model.id, input=texts, encoding_format=format).data
+        # Without a format the client asks for base64 and decodes it.
+        for options in ({}, {"encoding_format": "float"}):
+            found = client.embeddings.create(model=model.id, input=texts, **options).data
             for one, text in zip(found, texts, strict=True):
                 assert np.allclose(one.embedding, embed_text(release, text), atol=1e-6)
         file = client.files.create(file=path, purpose="user_data")
@@ -142,13 +146,25 @@ def test_curl(address: str, release: Release, videos: Path) -> None:
 def test_times_that_speak_for_the_answer(address: str, release: Release, videos: Path) -> None:
     path = videos / "a.mp4"
     response = post(address, "/v1/chat/completions", chat(by_url("a.mp4"), times=True)).json()
-    watched = release.watch(path)
+    found = moments(release, release.windows(path))
     text = response["choices"][0]["message"]["content"]
-    expected = cite(release, watched.latents, watched.spans, QUESTION, text)
+    expected = cite(release, found.latents, found.spans, QUESTION, text)
     assert [(one["start"], one["end"]) for one in response["times"]] == [(one.start, one.end) for one in expected]
     stream = post(address, "/v1/chat/completions", chat(by_url("a.mp4"), times=True, stream=True)).text
     last = json.loads(stream.split("\n\n")[-3].removeprefix("data: "))
     assert last["times"] == response["times"]
+
+
+def test_a_question_about_a_span(address: str, release: Release, videos: Path) -> None:
+    found = moments(release, release.windows(videos / "a.mp4"))
+    start, end = found.spans[3]
+    response = post(address, "/v1/chat/completions", chat(by_url("a.mp4"), span=[start + 0.1, end], times=True)).json()
+    ids = generate(release.model, release.tokenizer, found.latents[3][None], [release.prompt_ids(QUESTION)], 8)
+    assert response["choices"][0]["message"]["content"] == release.tokenizer.decode(ids[0]).strip()
+    assert all((one["start"], one["end"]) == (start, end) for one in response["times"])
+    for wrong in ([1], "all", [2, 1], [1e4, 2e4], [0, True]):
+        refused = post(address, "/v1/chat/completions", chat(by_url("a.mp4"), span=wrong))
+        assert (refused.status_code, error_of(refused)["param"]) == (400, "span")
 
 
 def test_embeddings_of_videos(address: str, release: Release, videos: Path) -> None:
@@ -248,6 +264,33 @@ def test_a_web_page_cannot_speak_for_the_user(address: str) -> None:
     assert "default-src 'none'" in answer.headers["content-security-policy"]
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert "access-control-allow-origin" not in answer.headers
+
+
+def test_a_folder_is_searched_and_its_videos_are_watched(
+    release: Release, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "folder"
+    shutil.copytree(videos, folder)
+    expected = search(release, folder, "a star", top=7)
+    with running(release, index=folder) as address:
+        while httpx.get(address + "/health").json()["indexed_videos"] is None:
+            time.sleep(0.02)
+        found = post(address, "/v1/search", {"query": "a star", "top": 7}).json()["data"]
+        assert [(folder / one["video"], one["start"], one["end"]) for one in found] == [
+            (one.video, one.start, one.end) for one in expected
+        ]
+        whole = httpx.get(address + found[0]["media"])
+        assert whole.content == expected[0].video.read_bytes()
+        part = httpx.get(address + found[0]["media"], headers={"range": "bytes=10-19"})
+        assert (part.status_code, part.content) == (206, whole.content[10:20])
+        name = found[0]["video"]
+        for wrong in (f"/media/{name}", f"/media/{name}?key=0", "/media/../folder/a.mp4?key=0", "/media/none?key=0"):
+            assert httpx.get(address + wrong).status_code == 404
+        assert post(address, "/v1/chat/completions", chat(by_url(name))).status_code == 200
+        assert "say what" in error_of(post(address, "/v1/search", {"query": " "}))["message"]
+        (folder / name).unlink()
+        assert httpx.get(address + found[0]["media"]).status_code == 404
 
 
 def test_a_token_opens_the_door_beyond_loopback(release: Release, videos: Path, tmp_path: Path) -> None:

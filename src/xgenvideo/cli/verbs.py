@@ -174,12 +174,14 @@ def evaluate(parsed: argparse.Namespace) -> None:
     if not parsed.data:
         raise ConfigError("--data", None, "must name a dataset, or --benchmark a public benchmark")
     from xgenvideo.data.dataset import open_dataset
+    from xgenvideo.evaluate.provenance import command_line
     from xgenvideo.evaluate.run import evaluate as measure
     from xgenvideo.evaluate.table import table
 
     folder = Path(parsed.model)
     model = _load(folder)
-    figures = measure(model.model, model.tokenizer, open_dataset(Path(parsed.data)), model.config, parsed.split)
+    dataset = open_dataset(Path(parsed.data))
+    figures = measure(model.model, model.tokenizer, dataset, model.config, parsed.split, command=command_line())
     if parsed.json:
         _print_json(figures)
     else:

@@ -146,10 +146,12 @@ class DataConfig:
     `group_by_source` keeps clips of one source next to each other in the order, as hard negatives of one batch.
     `workers`: processes of each rank that make batches ahead (0: a thread); one that gives no batch for
     `worker_timeout_seconds` is replaced. `bad_share`: a run stops when more of its samples cannot be read.
+    `tokenizer`: a published model's folder or tokenizer.json to read texts with; "dataset" or empty: the dataset's own.
     `bucket_batches`: within so many batches, samples are sorted by length, so that less padding is computed; 0: none.
     """
 
     shards: str = ""
+    tokenizer: str = ""
     frames: int = 64
     fps: float = 2.0
     text_tokens: int = 512
@@ -160,6 +162,11 @@ class DataConfig:
     workers: int = 0
     worker_timeout_seconds: float = 120.0
     bad_share: float = 0.01
+
+    @property
+    def published_tokenizer(self) -> str:
+        """The path of a published model's tokenizer, or nothing."""
+        return "" if self.tokenizer == "dataset" else self.tokenizer
 
 
 @dataclass(frozen=True)

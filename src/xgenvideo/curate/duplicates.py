@@ -1,14 +1,15 @@
-"""Near duplicates: the same pictures in the same order. A clip and its reversed or reordered twin are not duplicates.
+"""Near duplicates: the same pictures in the same order, also after a crop, another size, another encoding or speed. A
+clip and its reversed or reordered twin, or one whose events lie closer together, are not duplicates.
 
-What moves is compared, frame by frame, after the still ground is taken away: two clips on alike grounds with different
-things, or with the same things in another order, have little in common then. Candidates come from hashes by random
-planes (SimHash), so the cost does not grow with the square of the clips; every candidate is verified.
+Candidates come from hashes by random planes (SimHash) of what a clip looks like on the whole and of what moves in it,
+so the cost does not grow with the square of the clips. Every candidate is verified moment by moment, under the crop
+that fits best; the worst moments decide, because a twin differs for a part of the time only.
 """
 
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 
 import cv2
 import numpy as np
@@ -16,19 +17,36 @@ from numpy.typing import NDArray
 
 from xgenvideo.curate.settings import CurateSettings
 
-TIMES = 24  # moments compared, spread over the clip
-GRID = 12
-TABLES, BITS = 24, 12  # finds pairs of correlation 0.95 with a chance of 0.998
+GRID = 16
+MOMENTS = 32  # at most, spread over the clip
+TABLES = 24
+MOVES_BITS, LOOKS_BITS = 12, 9  # finds pairs of correlation 0.9 with a chance of 0.93 and 0.998
 MAX_BUCKET = 200
-STILL_LEVELS = 1.5
+STILL_LEVELS = 0.5  # of 255, over what encoding leaves in a picture of 16 x 16
+# Windows of the picture that a copy may show: left, top and side, as fractions. A tenth cut off, from any sides.
+WINDOWS = ((0.0, 0.0, 1.0), *((0.05 * x, 0.05 * y, 0.9) for x, y in product(range(3), range(3))))
+# Correlation of the mean pictures under the best window. Where much moves, fewer frames make a shakier mean: the least
+# is multiplied by the share of the mean's variance that is the picture's own.
+MIN_LOOK = 0.92
+WORST = 0.15  # quantile of the moments that decides
+NEAR_SECONDS = 0.3  # sampling at 2 FPS shows a moment up to a quarter second off
+JITTER = 0.5  # share of the change to the neighbouring moments that is put down to that
+
+Pictures = NDArray[np.float32]
 
 
 @dataclass(frozen=True, repr=False)
 class Fingerprint:
-    """moving [TIMES*GRID*GRID*3] of length 1 (zero for a still), ground [GRID*GRID*3] in levels; seconds; rank."""
+    """thumbs [M 16 16 3] uint8 at times [M] seconds; looks [10 768], the mean picture under each window, and moves
+    [1296], of length 1 (zero for a still); steadiness, the share of the mean picture's variance that is its own;
+    seconds; rank.
+    """
 
-    moving: NDArray[np.float32]
-    ground: NDArray[np.float32]
+    thumbs: NDArray[np.uint8]
+    times: NDArray[np.float64]
+    looks: Pictures
+    moves: Pictures
+    steadiness: float
     seconds: float
     rank: tuple[int, int]
 
@@ -36,36 +54,108 @@ class Fingerprint:
 def fingerprint(
     thumbs: NDArray[np.uint8], pts: NDArray[np.float64], seconds: float, rank: tuple[int, int]
 ) -> Fingerprint:
-    """Of thumbs [F h w 3] at pts [F] seconds. `rank`: the smallest of a group of duplicates is kept."""
-    moments = np.linspace(0, pts[-1], TIMES)
-    places = np.abs(pts[None] - moments[:, None]).argmin(axis=1)
-    small = np.stack([cv2.resize(t, (GRID, GRID), interpolation=cv2.INTER_AREA) for t in thumbs]).astype(np.float32)
-    ground = np.median(small, axis=0)
-    moving = (small - ground)[places]
+    """Of thumbs [F 16 16 3] at pts [F] seconds. `rank`: the smallest of a group of duplicates is kept."""
+    places = np.unique(np.linspace(0, len(pts) - 1, MOMENTS).round().astype(int))
+    kept = thumbs[places]
+    mean = kept.astype(np.float32).mean(axis=0)
+    looks = np.stack([_unit(_window(mean[None], number)) for number in range(len(WINDOWS))])
+    steadiness = float(mean.var() / max(1e-6, mean.var() + np.mean((kept - mean) ** 2) / len(kept)))
+    return Fingerprint(kept, pts[places], looks, _moves(thumbs, pts), steadiness, seconds, rank)
+
+
+def _unit(pictures: Pictures) -> Pictures:
+    """As one vector without its mean, of length 1."""
+    flat = (pictures - pictures.mean()).ravel()
+    return np.asarray(flat / max(1e-6, float(np.linalg.norm(flat))), np.float32)
+
+
+def _moves(thumbs: NDArray[np.uint8], pts: NDArray[np.float64]) -> Pictures:
+    """What differs from the still ground at 12 moments, coarsely; zero for a still."""
+    places = np.abs(pts[None] - np.linspace(0, pts[-1], 12)[:, None]).argmin(axis=1)
+    small = np.stack([cv2.resize(thumb, (6, 6), interpolation=cv2.INTER_AREA) for thumb in thumbs]).astype(np.float32)
+    moving = (small - np.median(small, axis=0))[places]
     length = float(np.linalg.norm(moving))
     still = length / np.sqrt(moving.size) < STILL_LEVELS
-    return Fingerprint(
-        (moving * 0 if still else moving / length).ravel().astype(np.float32), ground.ravel(), seconds, rank
-    )
+    return np.asarray((moving * 0 if still else moving / length).ravel(), np.float32)
+
+
+def _window(pictures: Pictures, number: int) -> Pictures:
+    """Pictures [M 16 16 3] as a copy cut to a window would show them."""
+    left, top, side = WINDOWS[number]
+    if side == 1:
+        return pictures
+    shift = (side - 1) / 2  # pixels' middles, not their corners, are scaled
+    warp = np.array([[side, 0, left * GRID + shift], [0, side, top * GRID + shift]])
+    how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    cut = [cv2.warpAffine(p, warp, (GRID, GRID), flags=how, borderMode=cv2.BORDER_REPLICATE) for p in pictures]
+    return np.stack(cut).astype(np.float32)
 
 
 def likeness(one: Fingerprint, two: Fingerprint) -> float:
-    """-1..1: the smaller of how alike the movement and the ground are; 0 when the clips' lengths differ."""
+    """Up to 1: how alike the worst moments and the grounds are; 0 when the lengths or the mean pictures differ."""
     if abs(one.seconds - two.seconds) > 0.1 * max(one.seconds, two.seconds) + 0.25:
         return 0.0
-    ground = _same_ground(one.ground, two.ground)
-    if not one.moving.any() or not two.moving.any():
-        return ground if one.moving.any() == two.moving.any() else 0.0
-    return min(ground, float(one.moving @ two.moving))
+    forth, back = one.looks @ two.looks[0], two.looks @ one.looks[0]
+    if max(forth.max(), back.max()) < MIN_LOOK * min(one.steadiness, two.steadiness):
+        return 0.0
+    if back.max() > forth.max():
+        one, two, forth = two, one, back
+    return _verify(_window(one.thumbs.astype(np.float32), int(forth.argmax())), one, two)
 
 
-def _same_ground(one: NDArray[np.float32], two: NDArray[np.float32]) -> float:
-    """1 for grounds that differ by gain and offset alone, falling to 0 at 24 levels of what is left (RMS)."""
-    a, b = one - one.mean(), two - two.mean()
-    gain = np.clip(float(a @ b) / max(1e-6, float(a @ a)), 0.7, 1.4)
-    left = float(np.sqrt(np.mean((gain * a - b) ** 2)))
-    offset = abs(float(one.mean() - two.mean()))
-    return max(0.0, 1 - left / 24) if offset < 48 else 0.0
+def _verify(first: Pictures, one: Fingerprint, two: Fingerprint) -> float:
+    """The likeness of `one`, whose pictures as `two` may show them are `first` [M 16 16 3]."""
+    x, y = first.reshape(len(first), -1), two.thumbs.reshape(len(two.thumbs), -1).astype(np.float32)
+    if abs(float(x.mean() - y.mean())) > 48:
+        return 0.0
+    gain = float(np.clip(y.std() / max(1e-3, float(x.std())), 0.7, 1.4))
+    x, y = (x - x.mean()) * gain, y - y.mean()
+    ground_x, ground_y = np.median(x, axis=0), np.median(y, axis=0)
+    # 50: differences of 7 levels do not count on grounds that are flat.
+    spread = float(np.mean(ground_x**2) + np.mean(ground_y**2)) + 50
+    ground = 1 - float(np.mean((ground_x - ground_y) ** 2)) / spread
+    moving_x, moving_y = x - ground_x, y - ground_y
+    energy_x, energy_y = (moving_x**2).mean(axis=1), (moving_y**2).mean(axis=1)
+    typical = 0.5 * float(energy_x.mean() + energy_y.mean())
+    if typical < STILL_LEVELS**2:
+        return ground
+    # A moving camera has no ground to take away; both are tried.
+    apart = np.minimum(_distances(moving_x, moving_y), _distances(x, y))
+    apart -= JITTER * np.minimum(_changes(x)[:, None], _changes(y)[None])
+    alike = 1 - np.maximum(0, apart) / (energy_x[:, None] + energy_y[None] + 0.3 * typical + STILL_LEVELS**2)
+    return min(ground, _worst_moments(alike, one, two))
+
+
+def _worst_moments(alike: Pictures, one: Fingerprint, two: Fingerprint) -> float:
+    """A low quantile of how well each moment of either clip is met by its best near moment of the other.
+
+    alike [M N]. Times are compared as shares of the whole length; what only one clip shows (a long clip's frames end
+    early) is left out.
+    """
+    times_x, times_y = one.times / one.seconds, two.times / two.seconds
+    near = NEAR_SECONDS / max(one.seconds, two.seconds)
+    lag = np.abs(times_x[:, None] - times_y[None])
+    worst = 1.0
+    for table, gaps, own, other in ((alike, lag, times_x, times_y), (alike.T, lag.T, times_y, times_x)):
+        nearest = gaps == gaps.min(axis=1, keepdims=True)
+        best = np.where((gaps <= near) | nearest, table, -np.inf).max(axis=1)
+        shown = best[own <= other[-1] + near]
+        worst = min(worst, float(np.quantile(shown, WORST)))
+    return worst
+
+
+def _distances(x: Pictures, y: Pictures) -> Pictures:
+    """Mean square differences [M N] of the rows of x [M D] and y [N D]."""
+    squares = (x**2).sum(axis=1)[:, None] + (y**2).sum(axis=1)[None] - 2 * x @ y.T
+    return np.asarray(np.maximum(0, squares) / x.shape[1], np.float32)
+
+
+def _changes(x: Pictures) -> Pictures:
+    """Mean square change [M] to the moments before and after."""
+    if len(x) < 2:
+        return np.zeros(len(x), np.float32)
+    steps = ((x[1:] - x[:-1]) ** 2).mean(axis=1)
+    return np.asarray((np.append(steps[:1], steps) + np.append(steps, steps[-1:])) / 2, np.float32)
 
 
 def find_duplicates(prints: dict[str, Fingerprint], settings: CurateSettings) -> dict[str, tuple[str, float]]:
@@ -85,28 +175,32 @@ def find_duplicates(prints: dict[str, Fingerprint], settings: CurateSettings) ->
 
 
 def _candidates(prints: dict[str, Fingerprint]) -> Iterator[tuple[str, str]]:
-    """Pairs that share a bucket of any table."""
+    """Pairs that share a bucket of any table, by what moves or by what the whole looks like."""
     names = list(prints)
+    seen: set[tuple[str, str]] = set()
     if not names:
         return
-    planes = (
-        np.random.default_rng(20240101).normal(size=(prints[names[0]].moving.size, TABLES * BITS)).astype(np.float32)
-    )
-    signs = np.stack([prints[name].moving @ planes > 0 for name in names]).reshape(len(names), TABLES, BITS)
-    codes = signs @ (1 << np.arange(BITS))
-    seen: set[tuple[str, str]] = set()
-    for table in range(TABLES):
-        buckets: dict[int, list[str]] = defaultdict(list)
-        for name, code in zip(names, codes[:, table], strict=True):
-            buckets[int(code)].append(name)
-        for bucket in buckets.values():
-            # A crowded bucket holds stills and near-stills; neighbours in length are compared, not all pairs.
-            bucket.sort(key=lambda name: prints[name].seconds)
-            for one, two in combinations(bucket, 2) if len(bucket) <= MAX_BUCKET else _neighbours(bucket):
-                pair = (one, two) if one < two else (two, one)
-                if pair not in seen:
-                    seen.add(pair)
-                    yield pair
+    moves, looks = np.stack([prints[n].moves for n in names]), np.stack([prints[n].looks[0] for n in names])
+    for vectors, bits in ((moves, MOVES_BITS), (looks, LOOKS_BITS)):
+        for codes in _hashes(vectors, bits):
+            buckets: dict[int, list[str]] = defaultdict(list)
+            for name, code in zip(names, codes, strict=True):
+                buckets[int(code)].append(name)
+            for bucket in buckets.values():
+                # A crowded bucket holds stills or plain grounds; neighbours in length are compared, not all pairs.
+                bucket.sort(key=lambda name: prints[name].seconds)
+                for one, two in combinations(bucket, 2) if len(bucket) <= MAX_BUCKET else _neighbours(bucket):
+                    pair = (one, two) if one < two else (two, one)
+                    if pair not in seen:
+                        seen.add(pair)
+                        yield pair
+
+
+def _hashes(vectors: Pictures, bits: int) -> NDArray[np.int64]:
+    """[TABLES N]: for each table the bucket of each vector [N D]."""
+    planes = np.random.default_rng(20240101).normal(size=(vectors.shape[1], TABLES * bits)).astype(np.float32)
+    signs = (vectors @ planes > 0).reshape(len(vectors), TABLES, bits)
+    return np.asarray((signs @ (1 << np.arange(bits))).T, np.int64)
 
 
 def _neighbours(bucket: list[str]) -> Iterator[tuple[str, str]]:

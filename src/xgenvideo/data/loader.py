@@ -176,7 +176,7 @@ class Loader:
 def check_inputs(dataset: Dataset, tokenizer: Tokenizer, config: RunConfig, cache: FeatureCache | None) -> None:
     """Refuse a tokenizer larger than the model's vocabulary, and features of another dataset or image size."""
     if tokenizer.size > config.model.decoder.vocab:
-        rule = f"must be at least the {tokenizer.size} tokens of the dataset's tokenizer"
+        rule = f"must be at least the {tokenizer.size} tokens of the tokenizer"
         raise ConfigError("model.decoder.vocab", config.model.decoder.vocab, rule)
     if cache is None:
         return

@@ -31,6 +31,10 @@ class Tokenizer:
         """Ids in use; the model's vocabulary may have more rows."""
         return self._engine.get_vocab_size()
 
+    def ids(self) -> Iterable[int]:
+        """Every id that has a token."""
+        return self._engine.get_vocab().values()
+
     def encode(self, text: str) -> list[int]:
         """Ids of the text, without any special token."""
         ids: list[int] = self._engine.encode(text, add_special_tokens=False).ids

@@ -2,6 +2,7 @@
 batch is a pure function of its position, so the next process makes it again.
 """
 
+import multiprocessing
 import signal
 import sys
 import threading
@@ -72,6 +73,8 @@ class Workers:
         """Processes that begin with the batch at `first`."""
         self.close()
         self._next = first
+        # The server that processes are forked from imports what they need once: another one starts in milliseconds.
+        multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
         # torch's handler for a child's death raises in the main thread, wherever that is; not from this thread.
         loader: DataLoader[Any] = DataLoader(
             Batches(self.maker),

@@ -6,15 +6,20 @@ the package pycocoevalcap, which carries it, are found.
 
 import importlib.util
 import math
+import re
 import shutil
+import subprocess
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from xgenvideo.errors import DataError
 from xgenvideo.evaluate.cider import cider, words
 
 ORDERS = 4
@@ -94,10 +99,21 @@ def _no_meteor() -> str:
 
 
 def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """METEOR 1.5 (Denkowski and Lavie 2014) by its authors' Java program."""
-    from pycocoevalcap.meteor.meteor import Meteor
-
-    said = {number: [" ".join(words(one))] for number, one in enumerate(candidates)}
-    truths = {number: [" ".join(words(one)) for one in several] for number, several in enumerate(references)}
-    score, _ = Meteor().compute_score(truths, said)
-    return float(score)
+    """METEOR 1.5 (Denkowski and Lavie 2014) by its authors' Java program. Raises DataError where it fails."""
+    found = importlib.util.find_spec("pycocoevalcap")
+    assert found is not None, "asked for without pycocoevalcap"
+    assert found.submodule_search_locations, "pycocoevalcap is a package"
+    jar = Path(found.submodule_search_locations[0]) / "meteor" / "meteor-1.5.jar"
+    most = max(map(len, references))
+    with tempfile.TemporaryDirectory() as folder:
+        said, truths = Path(folder) / "said", Path(folder) / "truths"
+        said.write_text("".join(f"{' '.join(words(one))}\n" for one in candidates), encoding="utf-8")
+        # The program wants as many references for each; one that is there twice changes no maximum.
+        rows = (one for several in references for one in [*several, *[several[-1]] * (most - len(several))])
+        truths.write_text("".join(f"{' '.join(words(one))}\n" for one in rows), encoding="utf-8")
+        command = ["java", "-Xmx2G", "-jar", str(jar), str(said), str(truths), "-l", "en", "-norm", "-r", str(most)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    score = re.search(r"Final score:\s+([0-9.]+)", done.stdout)
+    if score is None:
+        raise DataError(f"METEOR gave no score: {(done.stderr or done.stdout)[-300:]}")
+    return float(score[1])

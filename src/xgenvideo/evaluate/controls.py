@@ -35,6 +35,8 @@ def pair_name(row: Row) -> str:
 
 def changed(clip: Clip, control: str, seed: int) -> Clip:
     """The clip as a control shows it; see `arranged`. `shuffled` as in `shuffle`."""
+    if control == FULL:
+        return clip
     order = shuffle(clip, seed) if control == "shuffled" else None
     return Clip(clip.row, *arranged(clip.features, clip.pts, control, order))
 

@@ -15,10 +15,10 @@ from xgenvideo.evaluate.caption_scores import caption_scores
 from xgenvideo.evaluate.formats.captioned import Captioned
 from xgenvideo.evaluate.metrics import RECALL_AT, bootstrap, dual_softmax, retrieval
 from xgenvideo.evaluate.videos import Videos, video_vector, window_latents
+from xgenvideo.infer.embed import embed_text
 from xgenvideo.infer.generate import caption_prompt, generate
 from xgenvideo.infer.likelihood import log_likelihoods
 from xgenvideo.infer.release import NEW_TOKENS, Release
-from xgenvideo.infer.search import embed_text
 
 CONSIDERED = 16
 PROTOCOL = {

@@ -1,5 +1,6 @@
 """Evaluate a model on a split of a dataset: `evaluate` gives the figures as JSON values, `table` prints them."""
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +18,8 @@ from xgenvideo.errors import ConfigError, DataError
 from xgenvideo.evaluate.cider import cider
 from xgenvideo.evaluate.controls import CONTROLS, FULL, pair_name
 from xgenvideo.evaluate.measure import Point, Subject, Tally, measure, twin_captions
-from xgenvideo.evaluate.metrics import RECALL_AT, Estimate, bootstrap, choose, retrieval
+from xgenvideo.evaluate.metrics import RECALL_AT, Estimate, bootstrap, choose, dual_softmax, retrieval
+from xgenvideo.evaluate.provenance import provenance
 from xgenvideo.infer.probe import weights_digest
 from xgenvideo.models.video_lm import VideoLM
 from xgenvideo.objectives import contrastive_loss, sigmoid_contrastive_loss
@@ -36,10 +38,12 @@ def evaluate(
     cache: FeatureCache | None = None,
     limit: int | None = None,
     seed: int = 0,
+    command: Sequence[str] = (),
 ) -> Results:
     """All figures over a split (its first `limit` clips) as JSON values; None where there is nothing to measure.
 
-    `weights` names the model that was measured, so that a release cannot carry the figures of another one.
+    `weights` names the model that was measured, so that a release cannot carry the figures of another one; `of` is the
+    rest of what was measured on what, with the `command` as given.
 
     Options and captions are compared by the summed log-likelihood of their tokens. `seed` decides the permutations of
     the shuffled control and the bootstrap. Raises DataError for a split without a readable clip or a corrupt shard,
@@ -65,9 +69,12 @@ def evaluate(
         "clips_skipped": tally.skipped,
     }
     results |= _losses(model, config, tally) | _choices(tally, seed) | _twins(tally, seed)
-    results |= _retrieval(tally, seed) | _captions(tally, seed)
+    results |= _retrieval(model, tally, seed) | _captions(tally, seed)
     intervals = {name: results.pop(f"{name}/interval") for name in list(results) if f"{name}/interval" in results}
-    return results | {"intervals": intervals, "seconds": time.perf_counter() - started}
+    # Where the shards lie on this disk is nobody's business: the fingerprint says which they are.
+    portable = dataclasses.replace(config, data=dataclasses.replace(config.data, shards=""))
+    of = provenance(portable, str(results["weights"]), {"dataset_sha256": dataset.fingerprint}, command)
+    return results | {"intervals": intervals, "seconds": time.perf_counter() - started, "of": of}
 
 
 def _losses(model: VideoLM, config: RunConfig, tally: Tally) -> Results:
@@ -154,8 +161,11 @@ def _twins(tally: Tally, seed: int) -> Results:
     return results | _estimate("twin_choice_embedding", by_cosine, seed)
 
 
-def _retrieval(tally: Tally, seed: int) -> Results:
-    """Both directions over the whole pool, by the raw cosine; equal captions are all right."""
+def _retrieval(model: VideoLM, tally: Tally, seed: int) -> Results:
+    """Both directions over the whole pool; equal captions are all right.
+
+    By the raw cosine, and apart from it by dual softmax, which uses all queries to answer one.
+    """
     scores = (torch.stack(tally.text) @ torch.stack(tally.video).T).numpy()
     groups, clusters = _groups(tally).numpy(), [pair_name(row) for row in tally.rows]
     results: Results = {}
@@ -165,6 +175,8 @@ def _retrieval(tally: Tally, seed: int) -> Results:
         results |= {f"{name}_r{k}": found.recall(k) for k in RECALL_AT}
         results[f"{name}_median_rank"] = found.median_rank
         results["retrieval_chance_r1"] = found.chance_r1
+        dual = retrieval(dual_softmax(matrix, float(model.logit_scale.detach().exp())), groups)
+        results[f"{name}_dual_softmax_r1"] = dual.recall(1)
     return results
 
 

@@ -71,6 +71,7 @@ def _lines(results: dict[str, Any]) -> Iterator[tuple[str, float | None, Format,
         yield f"retrieval_{way}_r1", results.get(f"retrieval_{way}_r1"), _percent, results.get("retrieval_chance_r1")
         for name in ("r5", "r10"):
             yield f"retrieval_{way}_{name}", results.get(f"retrieval_{way}_{name}"), _percent, None
+        yield f"retrieval_{way}_dual_softmax_r1", results.get(f"retrieval_{way}_dual_softmax_r1"), _percent, None
         yield f"retrieval_{way}_median_rank", results.get(f"retrieval_{way}_median_rank"), _number, None
     yield "caption_cider", results.get("caption_cider"), _number, None
 

@@ -53,12 +53,17 @@ def cite(
     text: str,
     most: int = CITED,
 ) -> tuple[Cited, ...]:
-    """Spans of windows that speak for `text` as the answer; latents [W Q Dr] of the windows, their spans in seconds."""
+    """Spans that speak for `text` as the answer, none of which overlap; latents [W Q Dr] of windows or moments, their
+    spans in seconds.
+    """
     document = _document(release, question, text)
     alone = log_likelihoods(release.model, [document] * len(spans), latents, range(len(spans)))
     blind = log_likelihoods(release.model, [document], None, [0])[0]
-    gains = sorted(zip(spans, alone, strict=True), key=lambda one: -one[1])[:most]
-    return tuple(Cited(start, end, value - blind) for (start, end), value in gains if value > blind)
+    found: list[Cited] = []
+    for (start, end), value in sorted(zip(spans, alone, strict=True), key=lambda one: -one[1]):
+        if value > blind and len(found) < most and not any(one.start < end and start < one.end for one in found):
+            found.append(Cited(start, end, value - blind))
+    return tuple(found)
 
 
 def _document(release: Release, question: str, text: str) -> Document:

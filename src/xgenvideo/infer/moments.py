@@ -13,10 +13,10 @@ from torch import Tensor
 
 from xgenvideo.data.text import caption_document
 from xgenvideo.errors import ConfigError
+from xgenvideo.infer.embed import embed_text
 from xgenvideo.infer.generate import caption_prompt, generate, question_ids
 from xgenvideo.infer.likelihood import log_likelihoods
 from xgenvideo.infer.release import NEW_TOKENS, Release, Window
-from xgenvideo.infer.search import embed_text
 
 # Frames of a window to those of a moment, and those of a moment to those between two starts.
 MOMENTS_A_WINDOW = 4
@@ -43,19 +43,24 @@ def moments(release: Release, windows: Iterable[Window]) -> Moments:
     return read_moments(release, ((release.model.encode_frames(one.frames.to(device)), one.pts) for one in windows))
 
 
-@torch.inference_mode()
 def read_moments(release: Release, encoded: Iterable[tuple[Tensor, Tensor]]) -> Moments:
     """As `moments`, from windows that are encoded: features [F P Wv] and pts [F] in seconds, one after the other."""
+    latents, vectors, spans = zip(*cut_moments(release, encoded), strict=True)
+    return Moments(torch.cat(latents), torch.cat(vectors), tuple(span for some in spans for span in some))
+
+
+@torch.inference_mode()
+def cut_moments(
+    release: Release, encoded: Iterable[tuple[Tensor, Tensor]]
+) -> Iterator[tuple[Tensor, Tensor, list[tuple[float, float]]]]:
+    """latents [M Q Dr], unit vectors [M E] and spans of the moments that each further encoded window completes."""
     model, step = release.model, 1 / release.config.data.fps
-    latents, vectors, spans = [], [], []
     for features, pts in _cut(encoded, max(2, release.config.data.frames // MOMENTS_A_WINDOW)):
         # Each moment's clock starts at its own beginning, as a training clip's does.
         seconds = (pts - pts[:, :1]).to(features.device)
-        found = model.latents(features, seconds, torch.ones_like(seconds, dtype=torch.bool))
-        latents.append(found)
-        vectors.append(model.video_embedding(found).float().cpu())
-        spans += [(float(one[0]), float(one[-1]) + step) for one in pts]
-    return Moments(torch.cat(latents), torch.cat(vectors), tuple(spans))
+        latents = model.latents(features, seconds, torch.ones_like(seconds, dtype=torch.bool))
+        vectors = model.video_embedding(latents).float().cpu()
+        yield latents, vectors, [(float(one[0]), float(one[-1]) + step) for one in pts]
 
 
 def _cut(encoded: Iterable[tuple[Tensor, Tensor]], length: int) -> Iterator[tuple[Tensor, Tensor]]:

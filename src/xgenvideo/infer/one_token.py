@@ -21,9 +21,10 @@ class Joined:
     """Linear layers that read the same input: x [B D] -> their outputs side by side [B sum]."""
 
     def __init__(self, *layers: nn.Linear) -> None:
-        weights: list[Tensor] = [layer.weight for layer in layers]
-        joined = len(weights) > 1 and sum(weight.numel() for weight in weights) <= JOINED_NUMBERS
-        self.matrices = [weight.t() for weight in ([torch.cat(weights)] if joined else weights)]
+        weights: tuple[Tensor, ...] = tuple(layer.weight for layer in layers)
+        if sum(weight.numel() for weight in weights) <= JOINED_NUMBERS:
+            weights = (torch.cat(weights),)
+        self.matrices = [weight.t() for weight in weights]
         biases = [layer.bias for layer in layers if layer.bias is not None]
         self.bias = torch.cat(biases) if biases else None
 

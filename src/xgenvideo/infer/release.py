@@ -112,14 +112,14 @@ class Release:
         return self._latents(self._features(window), window.pts if from_start else window.pts - window.start)
 
     @torch.inference_mode()
-    def read_window(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Latents [1 Q Dr] with the video's times and the unit vector [E] with the window's own: its frames are
-        encoded once for both.
+    def read_window(self, window: Window) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents [1 Q Dr] with the video's times, the unit vector [E] with the window's own, and the features
+        [F P Wv] of its frames, which are encoded once.
         """
         features = self._features(window)
         latents = self._latents(features, window.pts)
         own = self._latents(features, window.pts - window.start) if window.start else latents
-        return latents, self.model.video_embedding(own)[0]
+        return latents, self.model.video_embedding(own)[0], features[0]
 
     def _features(self, window: Window) -> Tensor:
         return self.model.encode_frames(window.frames.to(self.model.logit_scale.device))[None]

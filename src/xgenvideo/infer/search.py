@@ -1,4 +1,4 @@
-"""Ranking the clips of a folder of videos for a text: every window is embedded once and kept in an index."""
+"""Ranking the clips of a folder of videos for a text: windows and moments are embedded once and kept in an index."""
 
 import hashlib
 import io
@@ -8,24 +8,24 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from xgenvideo.data.decoders import Decoders
-from xgenvideo.data.text import caption_document, pack_documents
 from xgenvideo.data.video import sample_windows
 from xgenvideo.errors import ConfigError, DataError, MediaError
-from xgenvideo.infer.release import Release, Sample
+from xgenvideo.infer.embed import Vectors, embed_text
+from xgenvideo.infer.moments import cut_moments
+from xgenvideo.infer.release import Release, Sample, Window
 
 SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".ogv", ".flv", ".gif"})
-VERSION = 2
+VERSION = 3
+OVERLAPPING = 40
 SAVE_SECONDS = 60.0
-Vectors = NDArray[np.float32]
 Timed = tuple[float, float, Vectors]
 Embed = Callable[[Path], Iterable[Timed]]
 
@@ -42,7 +42,7 @@ class Hit:
 
 @dataclass(frozen=True, repr=False)
 class Index:
-    """Embedded windows of a folder's videos. vectors [N E] of unit length, times [N 2] start and end, videos [N], which
+    """Embedded spans of a folder's videos. vectors [N E] of unit length, times [N 2] start and end, videos [N], which
     ascend. `failed`: videos that cannot be read, with their stamp and the reason code.
     """
 
@@ -59,7 +59,7 @@ class Index:
 
 @dataclass(frozen=True)
 class Embedded:
-    """One video in the making of an index: its windows' vectors [W E] and times [W 2]."""
+    """One video in the making of an index: its spans' vectors [N E] and times [N 2]."""
 
     stamp: str
     vectors: Vectors
@@ -74,7 +74,7 @@ def search(
     index: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Hit]:
-    """The `top` windows of the videos below `folder` that fit `text` best, best first.
+    """The `top` clips of the videos below `folder` that fit `text` best, best first.
 
     Only videos that are new or changed since the last search are read, in a child process. The index is a file in the
     user's cache folder ($XDG_CACHE_HOME) or at `index`; a video that cannot be read is named to `say` with its reason
@@ -86,7 +86,7 @@ def search(
         raise ConfigError("top", top, "must be at least 1")
     folder = Path(folder)
     with Decoders(1) as decoders:
-        found = refresh(release, folder, index, say, partial(embed_video, release, sample=decoders.windows))
+        found = refresh(release, folder, index, say, lambda video: read_spans(release, video, decoders.windows))
     if not len(found.vectors):
         raise DataError(f"{folder}: no video here that can be read ({len(found.failed)} failed)")
     return [
@@ -118,12 +118,22 @@ def refresh(
 
 
 def rank(index: Index, vector: Vectors, top: int) -> list[Hit]:
-    """The `top` windows nearest to a unit vector [E], exactly; the videos' paths count from the folder."""
+    """The `top` spans nearest to a unit vector [E], exactly; the videos' paths count from the folder.
+
+    Of spans of one video that overlap only the nearest is named.
+    """
     scores = index.vectors @ vector
-    top = min(top, len(scores))
-    best = np.argpartition(-scores, top - 1)[:top] if top else np.zeros(0, np.int64)
-    best = best[np.lexsort((best, -scores[best]))]
-    return [_hit(index, int(i), float(scores[i])) for i in best]
+    # One span overlaps fewer than these: itself, two windows, the moments of a window.
+    count = min(OVERLAPPING * top, len(scores))
+    best = np.argpartition(-scores, count - 1)[:count] if count else np.zeros(0, np.int64)
+    hits: list[Hit] = []
+    for i in best[np.lexsort((best, -scores[best]))].tolist():
+        hit = _hit(index, i, float(scores[i]))
+        if not any(one.video == hit.video and one.start < hit.end and hit.start < one.end for one in hits):
+            hits.append(hit)
+            if len(hits) == top:
+                break
+    return hits
 
 
 def _hit(index: Index, window: int, score: float) -> Hit:
@@ -131,25 +141,40 @@ def _hit(index: Index, window: int, score: float) -> Hit:
     return Hit(Path(index.names[index.videos[window]]), start, end, score)
 
 
-@torch.inference_mode()
-def embed_text(release: Release, text: str) -> Vectors:
-    """Unit vector [E] of a text, embedded as captions are."""
-    document = caption_document(text, release.tokenizer, release.config.data.text_tokens)
-    packed = pack_documents([document], len(document.ids), len(document.ids) - 2, 0)
-    device = release.model.logit_scale.device
-    tokens, positions, numbers = (
-        torch.from_numpy(part)[None].to(device) for part in (packed.tokens, packed.positions, packed.documents)
-    )
-    end = torch.tensor([packed.caption_end], device=device)
-    found: Vectors = release.model.text_embedding(tokens, positions, numbers, end)[0].float().cpu().numpy()
-    return found
-
-
 def embed_video(release: Release, video: Path, sample: Sample = sample_windows) -> Iterator[Timed]:
     """Start, end and unit vector [E] of each window. Times within a window start at 0, as in training's clips."""
     for window in release.windows(video, sample):
         vector = release.read_window(window)[1].float().cpu().numpy()
         yield *release.span(window), vector
+
+
+def read_spans(release: Release, video: Path, sample: Sample) -> Iterator[Timed]:
+    """`embed_spans` of a file."""
+    return embed_spans(release, release.windows(video, sample))
+
+
+def embed_spans(release: Release, windows: Iterable[Window]) -> Iterator[Timed]:
+    """Start, end and unit vector [E] of each window and of each moment within: a window that shows several scenes fits
+    the text of none of them.
+    """
+    ready: list[Timed] = []
+    whole: set[tuple[float, float]] = set()
+
+    def encoded() -> Iterator[tuple[Tensor, Tensor]]:
+        for window in windows:
+            _, vector, features = release.read_window(window)
+            span = release.span(window)
+            ready.append((*span, vector.float().cpu().numpy()))
+            whole.add(span)
+            yield features, window.pts
+
+    for _, vectors, spans in cut_moments(release, encoded()):
+        found = zip(spans, vectors.numpy(), strict=True)
+        # A short video is one moment, and one window.
+        ready += [(start, end, vector) for (start, end), vector in found if (start, end) not in whole]
+        yield from ready
+        ready.clear()
+    yield from ready
 
 
 def update(

@@ -4,6 +4,7 @@ The folder is what transformers' `save_pretrained` writes. Nothing in it is unpi
 """
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 DTYPES = ("F64", "F32", "F16", "BF16")
+ROWS_TOGETHER = 128  # so that tensor parallelism divides the rows
+SHIFT = 4  # special tokens before the ids of a published tokenizer (data/published_tokenizer.py)
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 BLOCK = {
     "attention_norm": "input_layernorm",
@@ -51,6 +54,8 @@ class LanguageWeights:
         self.folder = Path(config.model.decoder_from)
         theirs = read_family(self.folder)
         check_sizes(config, theirs, self.folder)
+        self._first_rows = special_rows(theirs) if config.data.published_tokenizer else ()
+        self._vocab, self._rows = theirs.vocab_size, config.model.decoder.vocab
         self._files = tensor_files(self.folder)
         self._open: dict[Path, Any] = {}
         self._names = checkpoint_names(config.model.decoder, tied=bool(theirs.tie_word_embeddings))
@@ -61,8 +66,23 @@ class LanguageWeights:
 
     def part(self, name: str, box: Box) -> Tensor:
         """The part `box` of the parameter `name`, in the type that the file has."""
-        part: Tensor = self._slice(self._names[name])[box]
+        stored = self._slice(self._names[name])
+        if self._first_rows and self._names[name] in (EMBEDDING, HEAD):
+            return self._shifted_rows(stored, box)
+        part: Tensor = stored[box]
         return part
+
+    def _shifted_rows(self, stored: Any, box: Box) -> Tensor:
+        """Rows of the embedding or head under ids that are `SHIFT` more; rows that no id of theirs has are zero."""
+        first, last, _ = box[0].indices(self._rows)
+        rows: Tensor = stored[(slice(max(0, first - SHIFT), max(0, min(last - SHIFT, self._vocab))), *box[1:])]
+        whole = rows.new_zeros(last - first, *rows.shape[1:])
+        start = max(0, SHIFT - first)
+        whole[start : start + len(rows)] = rows
+        for number in range(first, min(last, SHIFT)):
+            row = self._first_rows[number]
+            whole[number - first] = stored[(slice(row, row + 1), *box[1:])][0]
+        return whole
 
     def _slice(self, tensor: str) -> Any:
         file = self._files[tensor]
@@ -85,6 +105,8 @@ class LanguageWeights:
         if foreign:
             rule = f"has tensors that the decoder does not know, {sorted(foreign)[0]} among {len(foreign)}"
             raise _refusal(self.folder, f"{rule}: it would compute something else")
+        if self._first_rows:
+            expected |= {name: (self._vocab, decoder.width) for name in (EMBEDDING, HEAD) if name in expected}
         for tensor, shape in expected.items():
             found = self._slice(tensor)
             where = f"{tensor} in {self._files[tensor].name}"
@@ -138,6 +160,11 @@ def check_sizes(config: RunConfig, theirs: "PretrainedConfig", folder: Path) -> 
         rule = f"must be at most {window}, the sliding window of {SETTING} = {folder}; the decoder's attention has none"
         raise ConfigError("data.text_tokens", tokens, rule)
     wanted = decoder_settings(theirs)
+    _check_words(config, theirs, folder)
+    if config.data.published_tokenizer and config.model.decoder.vocab >= theirs.vocab_size + SHIFT:
+        del wanted["vocab"]
+    elif config.data.published_tokenizer:
+        wanted["vocab"] = math.ceil((theirs.vocab_size + SHIFT) / ROWS_TOGETHER) * ROWS_TOGETHER
     ours = {name: _value(config.model.decoder, name) for name in wanted}
     differing = [name for name in wanted if ours[name] != wanted[name]]
     if differing:
@@ -145,6 +172,30 @@ def check_sizes(config: RunConfig, theirs: "PretrainedConfig", folder: Path) -> 
         cure = " ".join(f"model.decoder.{name}={json.dumps(wanted[name])}" for name in differing)
         rule = f"is {wanted[first]!r} in {folder / 'config.json'}; to start from it, set {cure}"
         raise ConfigError(f"model.decoder.{first}", ours[first], rule)
+
+
+def _check_words(config: RunConfig, theirs: "PretrainedConfig", folder: Path) -> None:
+    """Refuse to train rows that meant other words, unless it is said."""
+    if (folder / "tokenizer.json").is_file() and not config.data.tokenizer:
+        rule = f"{SETTING} has a tokenizer: set data.tokenizer={folder}, or data.tokenizer=dataset to give its rows up"
+        raise ConfigError("data.tokenizer", "", rule)
+    if config.data.published_tokenizer and _ends(theirs) is None:
+        raise _refusal(folder, "config.json names no eos_token_id, which the special tokens start from")
+
+
+def _ends(theirs: "PretrainedConfig") -> int | None:
+    """The id that ends a text; a list names several."""
+    ends = theirs.eos_token_id
+    first: int | None = ends[0] if isinstance(ends, list) else ends
+    return first
+
+
+def special_rows(theirs: "PretrainedConfig") -> tuple[int, ...]:
+    """Their rows that our four special tokens start as: padding, first token, end of text, end of caption."""
+    end = _ends(theirs)
+    assert end is not None, "check_sizes refuses a config without an end"
+    first = end if theirs.bos_token_id is None else theirs.bos_token_id
+    return end, first, end, end
 
 
 def decoder_settings(theirs: "PretrainedConfig") -> dict[str, int | float | bool]:

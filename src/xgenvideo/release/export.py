@@ -193,10 +193,10 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def portable(config: RunConfig) -> RunConfig:
-    """The config without the places on the trainer's disk: shards, and folders of weights that are now in here."""
+    """The config without the places on the trainer's disk: shards, and folders whose weights and words are now in here."""
     weights = config.model.vision.weights
     if weights != "builtin:tiny" and not weights.startswith("random:"):
         weights = Path(weights).name
     vision = dataclasses.replace(config.model.vision, weights=weights)
     model = dataclasses.replace(config.model, vision=vision, decoder_from=Path(config.model.decoder_from).name)
-    return dataclasses.replace(config, model=model, data=dataclasses.replace(config.data, shards=""))
+    return dataclasses.replace(config, model=model, data=dataclasses.replace(config.data, shards="", tokenizer=""))

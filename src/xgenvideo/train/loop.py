@@ -22,6 +22,7 @@ from xgenvideo.data import tokenizer as tokenizers
 from xgenvideo.data.dataset import Dataset, open_dataset
 from xgenvideo.data.features import FeatureCache
 from xgenvideo.data.loader import Loader
+from xgenvideo.data.published_tokenizer import adopt, tokenizer_file
 from xgenvideo.errors import ConfigError, NotReady, TrainError
 from xgenvideo.models.video_lm import VideoLM
 from xgenvideo.models.vision import encoder_hash
@@ -113,8 +114,7 @@ def build(config: RunConfig, world: World, quiet: bool) -> Training:
     if not config.data.shards:
         raise ConfigError("data.shards", "", "must be the folder of a dataset; `xgv curate` makes one")
     dataset = open_dataset(Path(config.data.shards))
-    tokenizer_path = dataset.folder / TOKENIZER
-    tokenizer = tokenizers.load(tokenizer_path)
+    tokenizer, tokenizer_sha256 = read_tokenizer(config, dataset)
     say(f"data: {dataset}", quiet)
 
     engine = build_engine(config, world)
@@ -128,7 +128,16 @@ def build(config: RunConfig, world: World, quiet: bool) -> Training:
     optimizer = build_optimizer(engine.pieces, config.optimizer)
     say(f"optimizer: AdamW, lr {config.optimizer.lr:g}, {config.train.global_batch_pairs} pairs a step", quiet)
     encoder = encoder_hash(engine.model.vision)
-    return Training(config, engine, world, Ranks.of_process(), loader, optimizer, encoder, file_sha256(tokenizer_path))
+    return Training(config, engine, world, Ranks.of_process(), loader, optimizer, encoder, tokenizer_sha256)
+
+
+def read_tokenizer(config: RunConfig, dataset: Dataset) -> tuple[tokenizers.Tokenizer, str]:
+    """The tokenizer of the run, and the SHA-256 of the file that it is from."""
+    if config.data.published_tokenizer:
+        path = Path(config.data.published_tokenizer)
+        return adopt(path), file_sha256(tokenizer_file(path))
+    path = dataset.folder / TOKENIZER
+    return tokenizers.load(path), file_sha256(path)
 
 
 def layout_text(world: World) -> str:
@@ -168,7 +177,7 @@ def begin(training: Training, out: Path, quiet: bool) -> None:
         return
     (out / STOPPED).unlink(missing_ok=True)
     replace_synced(out / "config.json", training.config.to_json().encode())
-    replace_synced(out / TOKENIZER, (training.loader.dataset.folder / TOKENIZER).read_bytes())
+    training.loader.tokenizer.save(out / TOKENIZER)
 
 
 def run(training: Training, out: Path, peak: Peak, lease: Lease | None, began: float, quiet: bool) -> Path:

@@ -21,11 +21,12 @@ from xgenvideo.parallel.world import World
 from xgenvideo.train.optimizer import model_tensors, optimizer_tensors
 
 # Settings that a run may change when it goes on. train.steps stretches the rest of the learning-rate schedule. A path
-# may move: the dataset is known by its fingerprint, the encoder by the hash of its weights. Everything else decides
-# what is learnt, and is refused.
+# may move: the dataset is known by its fingerprint, the tokenizer and the encoder's weights by their hashes. Everything
+# else decides what is learnt, and is refused.
 MAY_CHANGE = (
     "name",
     "data.shards",
+    "data.tokenizer",
     "data.pairs_expected",
     "data.workers",
     "data.worker_timeout_seconds",

@@ -169,6 +169,7 @@ class Endpoints:
             attention = await stack.enter_async_context(Attention(request, self._limits.request_seconds))
             try:
                 seen = await self._service.see(asked.video, attention.stop)
+                seen = seen if asked.span is None else seen.part(*asked.span)
                 if asked.stream:
                     events = self._stream(asked, ids, seen, attention)
                     return replies.Events(events, stack.pop_all())

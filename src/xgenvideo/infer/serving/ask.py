@@ -32,7 +32,10 @@ NOT_OFFERED: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class Chat:
-    """One question about one video. `times`: also the spans that speak for the answer; `usage`: count in the stream."""
+    """One question about one video, or about the piece of it that fits `span` best, in seconds.
+
+    `times`: also the spans that speak for the answer; `usage`: count in the stream.
+    """
 
     video: Source
     prompt: str
@@ -41,6 +44,7 @@ class Chat:
     stream: bool
     usage: bool
     times: bool
+    span: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,19 @@ def read_chat(content: bytes, model: str, places: Places, limits: Limits) -> Cha
         bool(body.get("stream")),
         isinstance(options, dict) and bool(options.get("include_usage")),
         bool(body.get("times")),
+        _span(body),
     )
+
+
+def _span(body: Mapping[str, Any]) -> tuple[float, float] | None:
+    """A start and an end in seconds, if they are asked for. Raises ConfigError."""
+    given = body.get("span")
+    if given is None:
+        return None
+    numbers = isinstance(given, list) and all(type(one) in (int, float) for one in given)
+    if not numbers or len(given) != 2:
+        raise ConfigError("span", given, "must be a list of two numbers, start and end in seconds")
+    return float(given[0]), float(given[1])
 
 
 def _user_parts(messages: Any) -> list[list[dict[str, Any]]]:

@@ -45,7 +45,9 @@ async def read_body(request: "Request", limits: Limits) -> bytes:
 
 @asynccontextmanager
 async def read_upload(request: "Request", limits: Limits) -> AsyncIterator["UploadFile"]:
-    """The part `file` of a form, on disk where it is large, until the context ends. Raises Refusal as `read_body`, and for what is no form."""
+    """The part `file` of a form, on disk where it is large, until the context ends. Raises Refusal as
+    `read_body`, and for what is no form.
+    """
     from starlette.datastructures import UploadFile
     from starlette.formparsers import MultiPartException, MultiPartParser
 

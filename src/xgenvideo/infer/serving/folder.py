@@ -12,8 +12,10 @@ from pathlib import Path
 from xgenvideo.data.decoders import Bounds, Decoders, Stopped
 from xgenvideo.errors import XGenVideoError
 from xgenvideo.infer import search
+from xgenvideo.infer.embed import Vectors
 from xgenvideo.infer.release import Release
-from xgenvideo.infer.search import Hit, Index, Timed, Vectors
+from xgenvideo.infer.search import Hit, Index, Timed
+from xgenvideo.infer.serving.watch import in_turn
 
 LOOK_AGAIN_SECONDS = 30.0
 
@@ -78,10 +80,8 @@ class Folder:
         data = self._release.config.data
         side = int(self._release.processor["short_side"])
         taken = self._decoders.windows(path, data.fps, data.frames, side, self._stop)
-        for window in (self._release.window(number, one) for number, one in enumerate(taken)):
-            with self._turn:
-                vector = self._release.read_window(window)[1].float().cpu().numpy()
-            yield *self._release.span(window), vector
+        windows = (self._release.window(number, one) for number, one in enumerate(taken))
+        return search.embed_spans(self._release, in_turn(windows, self._turn))
 
     def _tell(self, line: str) -> None:
         """Each line once, not at every look."""

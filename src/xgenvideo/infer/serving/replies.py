@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from xgenvideo.infer.cite import Cited
-from xgenvideo.infer.search import Vectors
+from xgenvideo.infer.embed import Vectors
 from xgenvideo.infer.serving.refusal import Refusal
 from xgenvideo.infer.serving.watch import File
 

@@ -15,9 +15,9 @@ from typing import BinaryIO
 from xgenvideo.data.decoders import Bounds, Decoders, Stopped
 from xgenvideo.errors import MediaError
 from xgenvideo.infer.cite import Cited, cite
+from xgenvideo.infer.embed import Vectors, embed_text
 from xgenvideo.infer.generate import Draw
 from xgenvideo.infer.release import Release
-from xgenvideo.infer.search import Vectors, embed_text
 from xgenvideo.infer.serving.engine import Ended, Engine, Job, Word
 from xgenvideo.infer.serving.fetch import fetch
 from xgenvideo.infer.serving.folder import Folder
@@ -154,7 +154,7 @@ class Service:
 
         def work() -> tuple[Cited, ...]:
             with self.turn:
-                return cite(self.release, seen.latents, seen.spans, prompt, text)
+                return cite(self.release, seen.pieces, seen.piece_spans, prompt, text)
 
         return await asyncio.to_thread(work)
 

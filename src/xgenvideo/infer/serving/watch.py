@@ -5,31 +5,38 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
-from xgenvideo.infer.release import Release
-from xgenvideo.infer.search import Vectors
+from xgenvideo.errors import ConfigError
+from xgenvideo.infer.embed import Vectors
+from xgenvideo.infer.moments import cut_moments
+from xgenvideo.infer.release import Release, Window
 from xgenvideo.records import SampledVideo
 
 PICTURES = 240
+# Beyond, an answer is traced to windows: moments have sixteen times the latents.
+MOMENT_SECONDS = 600.0
 PICTURE_SIDE = 96
 JPEG_QUALITY = 70
 
 
 @dataclass(frozen=True, repr=False)
 class Seen:
-    """A watched video. latents [W Q Dr], vectors [W E], spans in seconds; `pictures` are (seconds, JPEG), every
-    `every`-th of the `sampled` frames.
+    """A watched video. latents [W Q Dr], vectors [W E] and spans in seconds of its windows; those of the shorter pieces
+    [M Q Dr] that an answer is traced to: moments, or windows where the video is long. `pictures` are (seconds, JPEG),
+    every `every`-th of the `sampled` frames.
     """
 
     latents: Tensor
     vectors: Vectors
     spans: tuple[tuple[float, float], ...]
+    pieces: Tensor
+    piece_spans: tuple[tuple[float, float], ...]
     seconds: float
     sampled: int
     pictures: tuple[tuple[float, bytes], ...] = ()
@@ -39,6 +46,19 @@ class Seen:
     def together(self) -> Tensor:
         """Latents [1 W*Q Dr], as the decoder reads them."""
         return self.latents.flatten(0, 1)[None]
+
+    def part(self, start: float, end: float) -> "Seen":
+        """The one piece that fits a span of seconds best, as if it were all of the video. Raises ConfigError."""
+
+        def fit(span: tuple[float, float]) -> float:
+            shared = min(end, span[1]) - max(start, span[0])
+            return shared / (max(end, span[1]) - min(start, span[0]))
+
+        best = max(range(len(self.piece_spans)), key=lambda i: fit(self.piece_spans[i]))
+        if not start < end or fit(self.piece_spans[best]) <= 0:
+            raise ConfigError("span", [start, end], f"must be a start and an end within the {self.seconds:.1f} s")
+        piece, span = self.pieces[best : best + 1], (self.piece_spans[best],)
+        return replace(self, latents=piece, spans=span, pieces=piece, piece_spans=span)
 
     @property
     def vector(self) -> Vectors:
@@ -51,7 +71,7 @@ class Seen:
     def bytes(self) -> int:
         """Memory that it takes."""
         pictures = sum(len(jpeg) for _, jpeg in self.pictures)
-        return self.latents.numel() * self.latents.element_size() + self.vectors.nbytes + pictures
+        return self.latents.nbytes + self.pieces.nbytes + self.vectors.nbytes + pictures
 
 
 def watch(
@@ -60,19 +80,43 @@ def watch(
     """Read the windows of a video, one at a time; the model is used only while `turn` is held."""
     latents, vectors, spans = [], [], []
     strip, sampled, seconds = Strip(), 0, 0.0
-    for number, taken in enumerate(windows):
-        window = release.window(number, taken)
-        with turn:
-            found, vector = release.read_window(window)
-        latents.append(found)
-        vectors.append(vector.float().cpu().numpy())
-        spans.append(release.span(window))
-        sampled, seconds = sampled + len(taken.pts), taken.seconds
-        if pictures:
-            strip.add(taken)
+
+    def encoded() -> Iterator[tuple[Tensor, Tensor]]:
+        nonlocal sampled, seconds
+        for number, taken in enumerate(windows):
+            window = release.window(number, taken)
+            with turn:
+                found, vector, features = release.read_window(window)
+                latents.append(found)
+                vectors.append(vector.float().cpu().numpy())
+                spans.append(release.span(window))
+                sampled, seconds = sampled + len(taken.pts), taken.seconds
+                if pictures:
+                    strip.add(taken)
+                # What is left of a moment with the window before is read while it is still our turn.
+                if seconds <= MOMENT_SECONDS:
+                    yield features, window.pts
+
+    parts = list(cut_moments(release, encoded()))
+    together, pieces = torch.cat(latents), tuple(span for _, _, some in parts for span in some)
     return Seen(
-        torch.cat(latents), np.stack(vectors), tuple(spans), seconds, sampled, tuple(strip.pictures), strip.every
+        together,
+        np.stack(vectors),
+        tuple(spans),
+        torch.cat([part[0] for part in parts]) if parts else together,
+        pieces or tuple(spans),
+        seconds,
+        sampled,
+        tuple(strip.pictures),
+        strip.every,
     )
+
+
+def in_turn(windows: Iterator[Window], turn: AbstractContextManager[object]) -> Iterator[Window]:
+    """The windows; `turn` is held while whoever asked is at work with one, not while the next is waited for."""
+    for window in windows:
+        with turn:
+            yield window
 
 
 class Strip:
