@@ -1,13 +1,17 @@
 """Shots of drawn films: hard cuts, fades, stills and moving cameras; and the clips that shots make."""
 
+import json
 from pathlib import Path
 
+import av
+import cv2
 import numpy as np
 import pytest
 
 from xgenvideo.curate.pairs import Entry
+from xgenvideo.curate.run import curate
 from xgenvideo.curate.settings import CurateSettings
-from xgenvideo.curate.shots import ShotModel, as_clips, find_shots
+from xgenvideo.curate-shots import ShotModel, as_clips, find_shots
 from xgenvideo.records import Pair
 
 RATE = 10
@@ -15,8 +19,6 @@ RATE = 10
 
 def scene(seed: int, frames: int, speed: int = 0) -> np.ndarray:
     """[F 27 48 3]: a camera that glides over a smooth ground; speed in pixels a frame."""
-    import cv2
-
     rng = np.random.default_rng(seed)
     ground = cv2.resize(rng.integers(30, 230, (5, 12, 3), dtype=np.uint8), (48 + speed * frames, 27))
     return np.stack([ground[:, speed * n : speed * n + 48] for n in range(frames)]).astype(np.uint8)
@@ -59,7 +61,8 @@ def test_transnet_finds_the_cut_and_leaves_the_random_generators_alone() -> None
     film = np.concatenate([scene(1, 60, 1), scene(2, 61, 1)])
     chances = model.chances(film)
     assert chances.shape == (121,)
-    assert np.flatnonzero(chances > 0.5).tolist() == [60]
+    assert chances.argmax() == 60
+    assert chances[60] > 2 * np.delete(chances, [59, 60, 61]).max()
 
 
 def entry(start: float = 0.0) -> Entry:
@@ -77,6 +80,37 @@ def test_shots_become_clips_with_their_times_and_short_ones_are_counted() -> Non
         (pytest.approx(58.166667), pytest.approx(99.833333), None),
         (pytest.approx(99.833333), 141.5, None),
     ]
-    assert [clip.pair.key for clip in clips if clip.pair] == [f"one.shot{n}" for n in range(5)]
+    assert [clip.pair.key for clip in clips if clip.pair] == [f"one-shot{n}" for n in range(5)]
     assert {clip.pair.source for clip in clips if clip.pair} == {"source-1"}
     assert list(as_clips(entry(), [(0.0, 8.0)], settings)) == [entry()]
+
+
+def test_a_source_is_curated_shot_by_shot_and_every_shot_is_accounted_for(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    parts = [scene(seed, frames, 1) for seed, frames in ((1, 30), (2, 10), (3, 40))]
+    write_film(raw / "film.mp4", np.concatenate(parts))
+    (raw / "pairs.jsonl").write_text(
+        json.dumps({"key": "film", "video": "film.mp4", "caption": "Coloured grounds glide by.", "source": "s"}) + "\n"
+    )
+    settings = CurateSettings(split_shots="light", steps=("motion",), vocabulary=300, workers=1)
+    summary = curate(raw, tmp_path / "out", settings)
+    assert (summary.pairs_in, summary.pairs_kept, summary.dropped) == (3, 2, {"shot_too_short": 1})
+    rows = [json.loads(line) for line in (tmp_path / "out" / "audit.jsonl").read_text().splitlines()]
+    assert [(row["key"], row["start"], row["end"]) for row in rows] == [
+        ("film-shot0", 0.0, pytest.approx(3.0, abs=0.11)),
+        ("film-shot1", pytest.approx(3.0, abs=0.11), pytest.approx(4.0, abs=0.11)),
+        ("film-shot2", pytest.approx(4.0, abs=0.11), pytest.approx(8.0, abs=0.11)),
+    ]
+    assert (tmp_path / "out.work" / "scores" / "shots.jsonl").read_text().count("\n") == 1
+    assert not list((tmp_path / "out.work" / "scans").iterdir())
+
+
+def write_film(path: Path, frames: np.ndarray) -> None:
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=RATE, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 192, 108, "yuv420p"
+        for frame in frames:
+            large = cv2.resize(frame, (192, 108), interpolation=cv2.INTER_LINEAR)
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(large, format="rgb24")))
+        file.mux(stream.encode(None))

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ TOKEN = "a-token-of-a-team-0123456789"
 @pytest.fixture(scope="module")
 def address(release: Release, videos: Path) -> Iterator[str]:
     """A server that allows the videos' folder."""
-    with running(release, places=Places((videos,)), limits=Limits(max_mb=2.0)) as address:
+    with running(release, places=Places((videos,)), limits=Limits(max_mb=2.0, rate_per_minute=0)) as address:
         yield address
 
 
@@ -231,6 +232,28 @@ def test_what_cannot_be_done_is_refused_with_its_reason(address: str, body: Any,
     assert expected in error_of(response)["message"]
 
 
+def test_no_body_makes_the_server_fail(address: str) -> None:
+    odd: list[Any] = [None, True, -1, 1e400, float("nan"), "", "\ud800", [], [None], {}, {"type": "text"}, "x" * 5000]
+    good = chat(by_url("a.mp4"))
+    bodies: list[Any] = [good | {name: value} for value in odd for name in ("messages", "max_tokens", "seed", "span")]
+    bodies += [good | {"temperature": value, "stream_options": value} for value in odd]
+    bodies += [{"messages": [{"role": "user", "content": value}]} for value in odd]
+    bodies += [{"messages": [{"role": "user", "content": [value]}]} for value in odd]
+    bodies += [
+        chat({"type": kind, kind: value}) for value in odd for kind in ("video_url", "input_video", "file", "text")
+    ]
+    bodies += ["[" * 100_000, '{"seed":' + "9" * 5000 + "}", b"\xff\xfe", b"", json.dumps(good)[:-1]]
+    with httpx.Client(base_url=address, headers={"content-type": "application/json"}, timeout=60) as client:
+        for body in bodies:
+            content = body if isinstance(body, str | bytes) else json.dumps(body)
+            for path in ("/v1/chat/completions", "/v1/embeddings", "/v1/files"):
+                response = client.post(path, content=content)
+                assert response.status_code in (200, 400, 404, 422), (path, body, response.text)
+        for value in odd:
+            for body in ({"input": value}, {"input": [value]}, {"input": "a", "encoding_format": value}):
+                assert client.post("/v1/embeddings", content=json.dumps(body)).status_code in (200, 400), body
+
+
 def test_embeddings_and_search_refuse_too(address: str) -> None:
     for body, expected in (
         ({"input": []}, "1 to"),
@@ -332,7 +355,9 @@ def test_metrics_count_what_happened(release: Release, videos: Path) -> None:
     assert found["xgv_queue_depth"] == "0.0"
 
 
-def test_limits_are_settings() -> None:
+def test_limits_are_settings_and_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    assert [field.name for field in fields(Limits) if f"`{field.name}`" not in page] == []
     assert limits_from(["serve.max_mb=200", "serve.queue=8"]) == Limits(max_mb=200.0, queue=8)
     for wrong, expected in (
         ("serve.max=1", "no such setting"),

@@ -22,7 +22,9 @@ from xgenvideo.infer.release import DESCRIPTION, INDEX, identity_of, load_releas
 from xgenvideo.models.video_lm import VideoLM, trainable_state
 from xgenvideo.models.vision import encoder_hash
 from xgenvideo.plan.parameters import parameters
+from xgenvideo.release.card import model_card
 from xgenvideo.release.export import export, portable
+from xgenvideo.release.figures import run_figures
 from xgenvideo.release.weights import in_memory, split, write_weights
 
 
@@ -131,15 +133,40 @@ def test_the_card_states_what_was_measured_and_nothing_else(
     assert "Next-token loss: 4.8000 at step 2, 4.3000 at step 7." in card
     assert "MFU, median over the log: 25.0 % of 0.15 TFLOP/s, measured: fp32 matrix product" in card
     assert "Sources, in clips: scene 32." in card
-    assert "still 3" in card
+    # 32 clips in the dataset, and 3 that were dropped.
+    assert "Curation kept 32 of 35 clips, 91.4%" in card
+    assert "| still | 3 | 8.6% |" in card
     assert "CC0-1.0 32" in card
     assert "Steps: 7 of" in card
     results = ModelCard(card).data.eval_results
     assert results is not None
     assert {(one.metric_type, one.dataset_split) for one in results} >= {("temporal_qa", "heldout")}
+    assert "Country: not recorded." in card
     assert "Energy and CO2: not measured" in card
     for target in ("44.5", "H100", "30.2", "30,202,772,625", "150 million"):
         assert target not in card
+
+
+def test_energy_is_what_the_counters_add_up_to_and_the_place_is_what_was_said(
+    run: Path, tmp_path: Path, small_config: RunConfig, small_model: VideoLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [{"step": step, "gpu_joules": 1.8e6, "cpu_joules": 0.9e6 if step > 2 else None} for step in range(1, 7)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    monkeypatch.setenv("XGENVIDEO_COUNTRY", "Finland")
+    monkeypatch.setenv("XGENVIDEO_CO2_G_PER_KWH", "50")
+    figures = run_figures(tmp_path, 4, small_config, small_model, None, None)
+    card = model_card(figures, small_config, "apache-2.0")
+    # Steps 1 to 4: four times half a kWh and two times a quarter.
+    assert "Country: Finland." in card
+    assert "Energy: 2.5 kWh measured: GPUs (NVML counters) 2 kWh over 4 of 4 log lines" in card
+    assert "processor packages (RAPL counters) 0.5 kWh over 2 of 4 log lines" in card
+    assert "CO2: 0.125 kg, that energy times 50 g a kWh" in card
+    monkeypatch.delenv("XGENVIDEO_CO2_G_PER_KWH")
+    figures = run_figures(tmp_path, 4, small_config, small_model, None, None)
+    assert "CO2: not computed" in model_card(figures, small_config, "apache-2.0")
+    monkeypatch.setenv("XGENVIDEO_CO2_G_PER_KWH", "little")
+    with pytest.raises(ConfigError, match="grams of CO2"):
+        run_figures(tmp_path, 4, small_config, small_model, None, None)
 
 
 def test_an_export_without_evaluation_or_data_says_so(

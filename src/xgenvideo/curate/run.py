@@ -77,6 +77,8 @@ def curate(
     if finished is not None:
         return finished
     with Workplace(folder, settings, progress) as place:
+        if settings.split_shots:
+            items = [Item(number, entry) for number, entry in enumerate(stages.split_shots(entries, place))]
         _judge(items, place)
         _publish(items, place, out)
         summary = _summary(items, out, signature)
@@ -168,7 +170,7 @@ def _funnel(items: list[Item]) -> dict[str, int]:
     """How many inputs are left after each step."""
     left, funnel = len(items), {"inputs": len(items)}
     lost = Counter(item.lost_at for item in items if not item.kept)
-    for step in ("read", "select", "language", "decode", "motion", "text_overlay", "alignment", "duplicates"):
+    for step in ("read", "select", "shots", "language", "decode", "motion", "text_overlay", "alignment", "duplicates"):
         left -= lost[step]
         funnel[step] = left
     return funnel

@@ -38,6 +38,8 @@ class CurateSettings:
     split_shots: str = ""
     min_clip_seconds: float = 2.0
     max_clip_seconds: float = 60.0
+    max_scan_seconds: float = 3600.0  # of a source: 4 MB a minute of frames are held while it is looked through
+    scan_seconds: float = 600.0  # after which looking through one file is given up
     # Captions. Below 5 words or 25 letters the language model guesses; 0.4 is what web-scale filters use at most
     # (datatrove keeps 0.65 for whole pages; captions are single sentences).
     language: str = "en"

@@ -5,9 +5,9 @@ fade threshold); `transnetv2` asks TransNet V2 (arXiv 2008.04838) with the weigh
 """
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import cv2
 import numpy as np
@@ -118,10 +118,21 @@ def as_clips(entry: Entry, shots: list[Shot], settings: CurateSettings) -> Itera
         yield entry
         return
     for number, (start, end) in enumerate(pieces):
-        key = f"{entry.pair.key}.shot{number}"
+        key = f"{_short(entry.pair.key)}-shot{number}"
         pair = dataclasses.replace(entry.pair, key=key, twin=None, questions=())
         fits = end - start >= settings.min_clip_seconds
-        outcome: dict[str, Any] = {} if fits else {"reason": "shot_too_short", "step": "shots"}
-        detail = "" if fits else f"{end - start:.2f} s, at least {settings.min_clip_seconds:g} s"
-        times = {"start": round(entry.start + start, 6), "end": round(entry.start + end, 6)}
-        yield dataclasses.replace(entry, name=key, pair=pair, detail=detail, **times, **outcome)
+        yield dataclasses.replace(
+            entry,
+            name=key,
+            pair=pair,
+            start=round(entry.start + start, 6),
+            end=round(entry.start + end, 6),
+            reason=None if fits else "shot_too_short",
+            detail="" if fits else f"{end - start:.2f} s, at least {settings.min_clip_seconds:g} s",
+            step=entry.step if fits else "shots",
+        )
+
+
+def _short(key: str) -> str:
+    """The key, with a hash for its end where a number behind it would make it longer than a key may be (80)."""
+    return key if len(key) <= 68 else f"{key[:55]}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"

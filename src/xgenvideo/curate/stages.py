@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+import numpy as np
+
 from xgenvideo.curate.clips import Clip, read_clip
 from xgenvideo.curate.colours import grounding
 from xgenvideo.curate.duplicates import find_duplicates, fingerprint
@@ -20,7 +22,7 @@ from xgenvideo.curate.store import ScoreStore
 from xgenvideo.curate.workers import DecodePool
 
 # Raised when a step's code gives other scores: stored ones are then made again.
-VERSIONS = {"decode": "3", "text_overlay": "1", "semantic": "1"}
+VERSIONS = {"decode": "3", "text_overlay": "1", "semantic": "1", "shots": "1"}
 MEASURED = frozenset({"motion", "text", "marks", "colours"})  # facts that a step judges and reports itself
 TRANSIENT = frozenset({"decode_timeout", "decoder_crashed"})  # tried again by the next run
 
@@ -106,6 +108,7 @@ class Workplace:
             "text_overlay", s.signature("ocr_frames", "ocr_side", "min_text_score", "min_text_letters") + "+" +
             self.decoded.version,
         )  # fmt: skip
+        self.shots = self._store("shots", s.split_shots)
         self.semantics = self._store("semantic", s.signature("alignment_frames") + "+" + self.decoded.version)
 
     def _store(self, step: str, signature: str) -> ScoreStore:
@@ -117,7 +120,7 @@ class Workplace:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for store in (self.decoded, self.texts, self.semantics):
+        for store in (self.decoded, self.texts, self.shots, self.semantics):
             store.close()
 
     def clip_path(self, content: str) -> Path:
@@ -138,6 +141,42 @@ class Workplace:
         for done, value in enumerate(values, start=1):
             yield value
             self.report(stage, done, total)
+
+
+def split_shots(entries: list[Entry], work: Workplace) -> list[Entry]:
+    """Clips of the shots of every input; one that cannot be scanned stays whole, for decoding to say why."""
+    from xgenvideo.curate.shots import ShotModel, as_clips, find_shots
+
+    settings = work.settings
+    folder = work.folder / "scans"
+    folder.mkdir(exist_ok=True)
+    hashes = [_clip_hash(_content_hash(entry.path), entry) if entry.path is not None else None for entry in entries]
+    jobs = {
+        content: {"path": str(entry.path), "out": str(folder / f"{content[:32]}.npz"), "start": entry.start,
+                  "end": entry.end, "max_seconds": settings.max_scan_seconds}
+        for entry, content in zip(entries, hashes, strict=True)
+        if content is not None and content not in work.shots
+    }  # fmt: skip
+    model = ShotModel() if jobs and settings.split_shots == "transnetv2" else None
+    processes = min(settings.processes, max(1, len(jobs)))
+    with DecodePool(processes, settings.scan_seconds, settings.decode_memory_mb) as pool:
+        for content, answer in work.tell("shots", pool.run(jobs.items()), len(jobs)):
+            if "frames" in answer:
+                path = Path(str(jobs[content]["out"]))
+                with np.load(path, allow_pickle=False) as scan:
+                    frames, times = scan["frames"], scan["times"]
+                path.unlink()
+                found = find_shots(frames, times, answer["seconds"], model.chances(frames) if model else None)
+                work.shots.put(content, {"shots": found})
+    return [
+        clip
+        for entry, content in zip(entries, hashes, strict=True)
+        for clip in (
+            as_clips(entry, work.shots[content]["shots"], settings)
+            if content is not None and entry.pair is not None and content in work.shots
+            else [entry]
+        )
+    ]
 
 
 def judge_languages(items: list[Item], work: Workplace) -> None:

@@ -25,7 +25,7 @@ class Joined:
         if sum(weight.numel() for weight in weights) <= JOINED_NUMBERS:
             weights = (torch.cat(weights),)
         self.matrices = [weight.t() for weight in weights]
-        biases = [layer.bias for layer in layers if layer.bias is not None]
+        biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
         self.bias = torch.cat(biases) if biases else None
 
     def __call__(self, x: Tensor) -> Tensor:

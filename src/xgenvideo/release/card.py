@@ -8,6 +8,7 @@ from xgenvideo.config import RunConfig
 
 CARD = "README.md"
 NOT_MEASURED = "not measured"
+JOULES_A_KWH = 3.6e6
 # name in the evaluation, how people call it
 REPORTED = (
     ("temporal_qa", "Questions about time, accuracy"),
@@ -146,7 +147,32 @@ def _cost(figures: dict[str, Any], config: RunConfig) -> Iterator[str]:
             f"- Time: {hours:.2f} h, the median {seconds:.3g} s a step times {figures['step']:,} steps, "
             f"without restarts and saving; {ranks} ranks, so {ranks * hours:.2f} rank-hours."
         )
-    yield f"- Country: not recorded. Energy and CO2: {NOT_MEASURED}."
+    yield from _energy(figures)
+
+
+def _energy(figures: dict[str, Any]) -> Iterator[str]:
+    """What counters added up to, and what its operator said of the place; nothing is guessed from an address."""
+    place, energy = figures["place"], figures["energy"]
+    yield f"- Country: {place['country'] or 'not recorded'}."
+    if not energy:
+        yield f"- Energy and CO2: {NOT_MEASURED}, as no counter of the hardware could be read."
+        return
+    names = {"gpu_joules": "GPUs (NVML counters)", "cpu_joules": "processor packages (RAPL counters)"}
+    parts = [
+        f"{names[name]} {part['joules'] / JOULES_A_KWH:.4g} kWh over {part['lines']} of {part['of']} log lines"
+        for name, part in energy.items()
+    ]
+    total = sum(part["joules"] for part in energy.values()) / JOULES_A_KWH
+    yield (
+        f"- Energy: {total:.4g} kWh measured: {', '.join(parts)}. Memory, disks, the network, power supplies and "
+        "cooling are not in it."
+    )
+    grams = place["co2_grams_per_kwh"]
+    if grams is None:
+        yield "- CO2: not computed; nobody said what a kWh of the grid emits."
+    else:
+        kilograms = total * grams / 1000
+        yield f"- CO2: {kilograms:.4g} kg, that energy times {grams:g} g a kWh, as the run's operator gave it."
 
 
 def _first_and_last(training: dict[str, Any] | None, name: str) -> str:
@@ -182,9 +208,24 @@ def _data(data: dict[str, Any] | None) -> Iterator[str]:
     yield from ("", "Licences of the clips: " + _counts(data["licences"]) + ".")
     more = f", and {data['sources_not_named']:,} more" if data["sources_not_named"] else ""
     yield from ("", f"Sources, in clips: {_counts(data['sources'])}{more}.")
+    yield from _dropped(data)
+
+
+def _dropped(data: dict[str, Any]) -> Iterator[str]:
+    """Each filter's count, and its share of all that curation read: what was kept and what was dropped."""
     dropped = data["card"].get("dropped")
-    if isinstance(dropped, dict):
-        yield from ("", f"Dropped by curation, by reason: {_counts(dropped) or 'nothing'}.")
+    if not isinstance(dropped, dict):
+        return
+    counts = {str(reason): count for reason, count in dropped.items() if isinstance(count, int)}
+    kept = sum(counts_of["clips"] for counts_of in data["splits"].values())
+    read = kept + sum(counts.values())
+    yield from ("", f"Curation kept {kept:,} of {read:,} clips, {kept / max(1, read):.1%}, and dropped, by the filter")
+    if not counts:
+        yield "that decided: nothing."
+        return
+    yield from ("that decided:", "", "| filter | dropped | of all read |", "|---|---:|---:|")
+    for reason, count in sorted(counts.items(), key=lambda one: -one[1]):
+        yield f"| {reason} | {count:,} | {count / read:.1%} |"
 
 
 def _counts(counts: dict[str, Any]) -> str:

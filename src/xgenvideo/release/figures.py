@@ -14,6 +14,7 @@ import torch
 from xgenvideo import __version__
 from xgenvideo.config import RunConfig
 from xgenvideo.data.dataset import Dataset
+from xgenvideo.errors import ConfigError
 from xgenvideo.models.video_lm import VideoLM
 
 METRICS = "metrics.jsonl"
@@ -22,6 +23,7 @@ RATES = ("seconds_per_step", "pairs_per_second", "tokens_per_second", "mfu")
 # A source is often a series with a number behind: generated-17.
 SERIAL = re.compile(r"[-_/#:]?\d+$")
 SOURCES_NAMED = 20
+COUNTRY, CO2 = "XGENVIDEO_COUNTRY", "XGENVIDEO_CO2_G_PER_KWH"
 Figures = dict[str, Any]
 
 
@@ -38,6 +40,8 @@ def run_figures(
         "training": training_figures(run, step),
         "data": data_figures(dataset) if dataset is not None else None,
         "evaluation": evaluation,
+        "energy": energy_figures(run, step),
+        "place": place(),
         "hardware": hardware(),
         "versions": {"xgenvideo": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
@@ -77,6 +81,30 @@ def training_figures(run: Path, steps: int) -> Figures | None:
     losses = {name: _ends(rows, name) for name in sorted(rows[-1]) if name.startswith("loss")}
     rates = {name: _median(rows[1:] or rows, name) for name in RATES if name in rows[-1]}
     return {"lines": len(rows), "losses": losses, "median": rates, "peak": _peak(run / MACHINE)}
+
+
+def energy_figures(run: Path, steps: int) -> Figures | None:
+    """Joules that the log's lines of the first `steps` steps add up to, by counter; None where no line has any.
+
+    `lines` of `of` lines had the counter: what the others used is not in the sum.
+    """
+    rows = [row for row in _rows(run / METRICS) if row.get("step", steps + 1) <= steps]
+    found: Figures = {}
+    for name in ("gpu_joules", "cpu_joules"):
+        known = [row[name] for row in rows if row.get(name) is not None]
+        if known:
+            found[name] = {"joules": sum(known), "lines": len(known), "of": len(rows)}
+    return found or None
+
+
+def place() -> Figures:
+    """Where the run's electricity was used and what it emits, as its operator says; None where nobody said."""
+    intensity = os.environ.get(CO2)
+    try:
+        grams = None if intensity is None else float(intensity)
+    except ValueError as error:
+        raise ConfigError(CO2, intensity, "must be grams of CO2 for a kWh of the grid, a number") from error
+    return {"country": os.environ.get(COUNTRY) or None, "co2_grams_per_kwh": grams}
 
 
 def _ends(rows: list[Figures], name: str) -> Figures | None:

@@ -32,6 +32,7 @@ from xgenvideo.parallel.layout import check_layout
 from xgenvideo.parallel.watchdog import Watchdog
 from xgenvideo.parallel.world import World, join_world, launched_size, leave_world
 from xgenvideo.train.cadence import Cadence
+from xgenvideo.train.energy import EnergyMeter
 from xgenvideo.train.keeper import Keeper
 from xgenvideo.train.log import Log, Silent, read_metrics, say
 from xgenvideo.train.metrics import Meter, Metrics, Peak, machine_peak, peak_rss_mb, row_of
@@ -184,6 +185,7 @@ def run(training: Training, out: Path, peak: Peak, lease: Lease | None, began: f
     """Step, log and save until the end or a stop; returns the newest checkpoint."""
     config, world, engine = training.config, training.world, training.engine
     meter, cadence = Meter(config, peak, world.size), Cadence(config, world, began)
+    energy = EnergyMeter(world)
     spikes = Spikes(config.safety, training.recent_losses)
     watchdog = Watchdog(world, config.train.startup_timeout_seconds, config.train.step_timeout_seconds)
     with (
@@ -203,7 +205,8 @@ def run(training: Training, out: Path, peak: Peak, lease: Lease | None, began: f
                 continue
             if log_due(config, metrics):
                 gates = engine.gates(world)
-                log.write(row_of(metrics, engine.model, gates, meter.take(world), training.skipped_steps))
+                rates = meter.take(world) | energy.take()
+                log.write(row_of(metrics, engine.model, gates, rates, training.skipped_steps))
                 name_slow_rank(training, log)
             every = config.safety.check_weights_every_steps
             if every and training.step % every == 0:

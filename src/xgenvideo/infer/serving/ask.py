@@ -88,7 +88,7 @@ def read_chat(content: bytes, model: str, places: Places, limits: Limits) -> Cha
     videos = [found for part in parts for one in part if (found := video_of(one, places, limits.max_mb)) is not None]
     if len(videos) != 1:
         raise ConfigError("messages", f"{len(videos)} videos", "must have exactly one part with a video", FORMS)
-    texts = [str(one.get("text", "")) for one in parts[-1] if one.get("type") == "text"]
+    texts = [_text("text", one.get("text")) for one in parts[-1] if one.get("type") == "text"]
     name = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
     temperature = _number(body, "temperature", 0.0, 0.0, 10.0)
     top_p = _number(body, "top_p", 1.0, 1e-6, 1.0)
@@ -143,7 +143,7 @@ def read_embed(content: bytes, model: str, places: Places, limits: Limits) -> Em
     listed = given if isinstance(given, list) else [given]
     if not 0 < len(listed) <= MOST_INPUTS:
         raise ConfigError("input", f"{len(listed)} entries", f"must be 1 to {MOST_INPUTS} texts or videos")
-    inputs = [one if isinstance(one, str) else _video(one, places, limits.max_mb) for one in listed]
+    inputs = [_text("input", one) if isinstance(one, str) else _video(one, places, limits.max_mb) for one in listed]
     if any(isinstance(one, str) and not one.strip() for one in inputs):
         raise ConfigError("input", "", "must not be an empty text")
     if sum(not isinstance(one, str) for one in inputs) > MOST_VIDEOS:
@@ -165,10 +165,19 @@ def _video(part: Any, places: Places, max_mb: float) -> Source:
 def read_find(content: bytes) -> Find:
     """A search in the folder. Raises ConfigError."""
     body = json_object(content)
-    query = body.get("query")
-    if not isinstance(query, str) or not query.strip():
+    query = _text("query", body.get("query"))
+    if not query.strip():
         raise ConfigError("query", query, "must say what to look for")
     return Find(query, int(_number(body, "top", 5, 1, MOST_HITS)))
+
+
+def _text(name: str, value: Any) -> str:
+    """A text that can be written as UTF-8: JSON may hold halves of letters. Raises ConfigError."""
+    if not isinstance(value, str):
+        raise ConfigError(name, type(value).__name__, "must be a text")
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise ConfigError(name, value[:60], "must be whole letters of Unicode")
+    return value
 
 
 def _check_model(body: Mapping[str, Any], model: str) -> None:
