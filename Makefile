@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo planner-report parity chaos test check bench bench-startup bench-first-step bench-quality bench-gpu bench-step bench-frames bench-checkpoints bench-infer bench-placement lock format clean
+.PHONY: bench-data setup demo planner-report parity chaos test check bench bench-startup bench-first-step bench-quality bench-gpu bench-step bench-frames bench-checkpoints bench-infer bench-placement lock format clean
 
 setup: $(STAMP)
 
@@ -69,6 +69,10 @@ bench-step: $(STAMP)
 
 bench-checkpoints: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python bench/checkpoints.py $(ARGS)
+
+# Peers are measured where they are installed: the file says how.
+bench-data: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python bench/data.py $(ARGS)
 
 bench-infer: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python bench/infer.py

@@ -77,6 +77,19 @@ def placement(found: Any) -> Iterator[Row]:
         yield what, f"{row['ratio']:.2f}", "`make bench-placement`"
 
 
+def data(found: Any) -> Iterator[Row]:
+    """The loader beside others."""
+    for clips, row in found["rows"].items():
+        for workers, sides in row["workers"].items():
+            for name, side in sides.items():
+                if name == "ours":
+                    continue
+                low, high = side["quartiles"]
+                other = "decoding the source with PyAV" if name == "source" else name
+                what = f"loader, pairs a second over {other}, {clips}, {workers}"
+                yield what, f"{side['ours_times_as_fast']:.2f} ({low:.2f} to {high:.2f})", "`make bench-data`"
+
+
 def parity(found: Any) -> Iterator[Row]:
     """Layouts against one process."""
     for dtype in ("float64", "float32"):
@@ -108,6 +121,7 @@ READERS: dict[str, Callable[[Any], Iterator[Row]]] = {
     "checkpoints": checkpoints,
     "infer": infer,
     "placement": placement,
+    "data": data,
     "parity": parity,
     "chaos": chaos,
     "gpu": gpu,

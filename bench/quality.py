@@ -3,8 +3,8 @@
 Run: make bench-quality. Each run trains the recipe `tiny` with one change on the demonstration's generated clips, for
 as many steps as cost what the recipe's own run costs (the planner's count: encoder once, trainable parts three times,
 causal attention half, at the mean length of the clips), and is measured on the held-out clips. Every run writes its
-result to the work folder, and the same command again goes on with those that are missing. A choice with all its seeds
-is a row of bench/results/quality.json and of the table in docs/benchmarks.md.
+result to the work folder, and the same command again goes on with those that are missing. What is there goes to
+bench/results/quality.json and into the table of docs/benchmarks.md; a choice with all its seeds gets a verdict.
 """
 
 import argparse
@@ -138,11 +138,11 @@ def commit() -> str:
 
 
 def collect(out: Path, recipe: RunConfig, dataset: Dataset, frames: float) -> dict[str, Any]:
-    """Every result of the work folder, a row a choice that all seeds were run of, with mean and range."""
+    """Every result of the work folder, a row a choice, with mean and range over the seeds that are there."""
     rows = []
     for choice in (*CHOICES, *LARGE):
         found = [json.loads(path.read_text("utf-8")) for path in sorted(out.glob(f"{choice.name}-seed*.json"))]
-        if len(found) < SEEDS:
+        if not found:
             continue
         config = override(override(recipe, list(choice.settings)), [f"train.steps={found[0]['steps']}"])
         row: dict[str, Any] = {"choice": choice.name, "title": choice.title, "settings": list(choice.settings)}
@@ -183,11 +183,19 @@ def against(row: dict[str, Any], recipe: dict[str, Any], figure: str) -> str:
 
 def verdict(row: dict[str, Any], recipe: dict[str, Any]) -> str:
     """One sentence: what the seeds tell about a choice."""
-    told = {
+    if row["seeds"] < SEEDS:
+        return f"{row['seeds']} of {SEEDS} seeds: no verdict"
+    sides = {
         side: [FIGURES[one] for one in FIGURES if against(row, recipe, one) == side] for side in ("better", "worse")
     }
-    parts = [f"{side} on {' and '.join(figures)}" for side, figures in told.items() if figures]
+    parts = [f"{side} on {' and '.join(figures)}" for side, figures in sides.items() if figures]
     return "; ".join(parts) or f"{row['seeds']} seeds do not separate it from the recipe"
+
+
+def told(figure: dict[str, Any]) -> str:
+    """Mean and range over seeds; of one seed, what it has."""
+    spread = f" ({figure['low']:.3f} to {figure['high']:.3f})" if len(figure["by_seed"]) > 1 else ""
+    return f"{figure['mean']:.3f}{spread}"
 
 
 def lines(found: dict[str, Any]) -> Iterator[str]:
@@ -197,7 +205,7 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     recipe = next(row for row in found["rows"] if row["choice"] == RECIPE.name)
     for row in found["rows"]:
         cells = [row["title"], str(row["steps"]), f"{row['training_flops'] / 1e12:.2f} T"]
-        cells += [f"{row[one]['mean']:.3f} ({row[one]['low']:.3f} to {row[one]['high']:.3f})" for one in FIGURES]
+        cells += [told(row[one]) for one in FIGURES]
         yield f"| {' | '.join([*cells, '' if row is recipe else verdict(row, recipe)])} |"
 
 
@@ -231,8 +239,8 @@ def main() -> None:
         config = config_of(choice, seed, asked.steps, dataset.folder, frames)
         result = measured(choice, seed, config, dataset, asked.out / path.stem)
         write_json(path, result)
-        told = "  ".join(f"{FIGURES[one]} {result['figures'][one]:.3f}" for one in FIGURES)
-        print(f"{path.stem:20} {config.train.steps:4} steps  {told}  {result['cpu_seconds']:.0f} s", flush=True)
+        figures = "  ".join(f"{FIGURES[one]} {result['figures'][one]:.3f}" for one in FIGURES)
+        print(f"{path.stem:20} {config.train.steps:4} steps  {figures}  {result['cpu_seconds']:.0f} s", flush=True)
     found = collect(asked.out, find("tiny"), dataset, frames)
     RESULTS.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     write_table(found)

@@ -11,7 +11,8 @@ import pytest
 from xgenvideo.curate.pairs import Entry
 from xgenvideo.curate.run import curate
 from xgenvideo.curate.settings import CurateSettings
-from xgenvideo.curate-shots import ShotModel, as_clips, find_shots
+from xgenvideo.curate.shots import ShotModel, find_shots
+from xgenvideo.curate.splitting import as_clips
 from xgenvideo.records import Pair
 
 RATE = 10

@@ -85,5 +85,5 @@ def test_a_decoder_that_takes_too_long_or_too_much_is_ended(tmp_path: Path) -> N
     path = write_video(tmp_path / "a.mp4", 60, size=640)
     with Decoders(1, Bounds(cpu_seconds=0.02)) as slow, pytest.raises(MediaError, match="decode_timeout"):
         list(slow.windows(path))
-    with Decoders(1, Bounds(memory_mb=500)) as small, pytest.raises(MediaError, match="too_large|decoder_crashed"):
+    with Decoders(1, Bounds(memory_mb=500)) as small, pytest.raises(MediaError, match=r"too_large|decoder_crashed"):
         list(small.windows(path, 2.0, 64, 640))

@@ -18,7 +18,7 @@ from xgenvideo.data import tokenizer as tokenizers
 from xgenvideo.data.batch import Batch
 from xgenvideo.data.dataset import Dataset
 from xgenvideo.data.loader import Loader, read_once
-from xgenvideo.data.order import Order
+from xgenvideo.data.order import WINDOW, Order, scattered
 from xgenvideo.data.shards import write_dataset
 from xgenvideo.data.tokenizer import Tokenizer
 from xgenvideo.errors import ConfigError, DataError
@@ -128,14 +128,62 @@ def test_groups_stay_together(groups: list[int], epoch: int) -> None:
     assert len(runs) == len(set(groups))
 
 
-@given(st.lists(st.integers(1, 64), min_size=1, max_size=40), st.integers(1, 12))
-def test_lengths_are_sorted_within_windows_only(lengths: list[int], window: int) -> None:
-    plain = Order(0, "f", "train", len(lengths)).permutation(0)
-    order = Order(0, "f", "train", len(lengths), lengths=np.array(lengths), sorted_within=window).permutation(0)
-    for start in range(0, len(lengths), window):
-        part = order[start : start + window]
-        assert sorted(part) == sorted(plain[start : start + window])
-        assert [lengths[i] for i in part] == sorted(lengths[i] for i in part)
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 64), min_size=1, max_size=90),
+    batch=st.integers(1, 7),
+    batches=st.integers(1, 6),
+    epoch=st.integers(0, 3),
+    listed=st.sampled_from([0, 100]),
+)
+def test_batches_hold_like_lengths_and_come_mixed(
+    lengths: list[int], batch: int, batches: int, epoch: int, listed: int
+) -> None:
+    size, window = len(lengths), batch * batches
+    order = Order(0, "f", "train", size, lengths=np.array(lengths), sorted_within=window, batch=batch, listed=listed)
+    positions = range(epoch * size, (epoch + 1) * size)
+    found = {position: order.at(position) for position in positions}
+    assert sorted(found.values()) == list(range(size)), "not each sample once an epoch"
+    begin = epoch * size // batch * batch
+    for start in range(begin, (epoch + 1) * size, window):
+        parts = [
+            sorted(lengths[found[p]] for p in range(at, min(at + batch, start + window)) if p in found)
+            for at in range(start, start + window, batch)
+        ]
+        parts = sorted(part for part in parts if part)
+        # Sorted by their shortest, no two batches of one window overlap in length.
+        assert all(left[-1] <= right[0] for left, right in zip(parts, parts[1:], strict=False))
+
+
+def test_long_batches_come_at_any_time_of_a_window() -> None:
+    lengths = np.arange(8000) % 64
+    order = Order(0, "f", "train", 8000, lengths=lengths, sorted_within=160, batch=8)
+    means = lengths[order.permutation(0)].reshape(50, 20, 8).mean(2)
+    assert means.std(1).mean() > 15, "lengths are not sorted into batches"
+    assert means.mean(0).std() < 8, "a batch's place in its window tells its length"
+
+
+@settings(max_examples=60, deadline=None)
+@given(size=st.integers(1, 3000), key=st.integers(0, 2**256 - 1))
+def test_a_long_epoch_is_a_bijection_of_any_size(size: int, key: int) -> None:
+    places = np.arange(size)
+    assert np.array_equal(np.sort(scattered(places, size, key)), places)
+
+
+def test_a_long_epoch_is_well_mixed_and_the_same_on_every_machine() -> None:
+    size = 150_000_000
+    order = Order(7, "abc", "train", size)
+    first = [order.at(position) for position in range(4)]
+    assert first == [75691122, 85030780, 311127, 24021671]
+    # Looked up from anywhere, in any order of asking.
+    assert order.at(size - 1) == Order(7, "abc", "train", size).at(size - 1)
+    assert [order.at(position) for position in range(4)] == first
+    samples = np.array([order.at(position) for position in range(WINDOW)])
+    counts = np.bincount(samples * 64 // size, minlength=64)
+    expected = WINDOW / 64
+    # Chi-squared of 63 degrees of freedom: mean 63, deviation 11.
+    assert ((counts - expected) ** 2 / expected).sum() < 63 + 5 * 11.3
+    assert abs(np.corrcoef(samples[:-1], samples[1:])[0, 1]) < 5 / WINDOW**0.5
 
 
 def test_state_is_that_of_the_last_returned_batch(

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import pickle
+import random
 import signal
 import time
 from collections.abc import Iterator
@@ -38,9 +39,11 @@ def with_workers(config: RunConfig, workers: int, pairs: int = 4) -> RunConfig:
 
 
 @contextlib.contextmanager
-def opened(dataset: Dataset, tokenizer: Tokenizer, config: RunConfig) -> Iterator[Loader]:
+def opened(
+    dataset: Dataset, tokenizer: Tokenizer, config: RunConfig, rank: int = 0, ranks: int = 1
+) -> Iterator[Loader]:
     """A loader, closed afterwards."""
-    loader = Loader(dataset, tokenizer, config)
+    loader = Loader(dataset, tokenizer, config, rank, ranks)
     try:
         yield loader
     finally:
@@ -61,7 +64,8 @@ def workers_of_this_process() -> list[int]:
     found = []
     for status in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            if int(status.read_text().rpartition(")")[2].split()[1]) == server:
+            state, parent = status.read_text().rpartition(")")[2].split()[:2]
+            if int(parent) == server and state != "Z":
                 found.append(int(status.parent.name))
     return found
 
@@ -101,6 +105,42 @@ def test_a_worker_that_dies_or_hangs_is_replaced_and_no_batch_is_lost(
             assert same(processes.next_batch(), thread.next_batch())
         assert processes.state() == thread.state()
     assert "its processes are started again" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_fifty_killed_workers_and_changing_ranks_lose_and_repeat_nothing(
+    tmp_path: Path, tiny_samples: list[Sample], small_config: RunConfig, capfd: pytest.CaptureFixture[str]
+) -> None:
+    dice, size, pairs, kills = random.Random(23), 53, 8, 0
+    first = tiny_samples[0]
+    one = dataclasses.replace(first, jpegs=first.jpegs[:1], pts=first.pts[:1], questions=(), twin=None)
+    dataset = write_dataset(tmp_path / "set", [dataclasses.replace(one, key=f"k{i}") for i in range(size)], {})
+    words = tokenizers.train_tokenizer(["a"], 260)
+    keys: list[str] = []
+    state, sizes = None, set()
+    while kills < 50:
+        ranks = dice.choice((1, 2, 4, 8))
+        config = with_workers(small_config, dice.choice((1, 2)), pairs)
+        with contextlib.ExitStack() as stack:
+            loaders = [stack.enter_context(opened(dataset, words, config, rank, ranks)) for rank in range(ranks)]
+            for loader in loaders:
+                if state is not None:
+                    loader.load_state(state)
+            for number in range(dice.randint(6, 12)):
+                keys += [key for loader in loaders for key in loader.next_batch().keys]
+                if number % 3 == 1 and kills < 50:
+                    os.kill(dice.choice(wait_for_workers(1)), signal.SIGKILL)
+                    kills += 1
+            state, sizes = loaders[0].state(), sizes | {ranks}
+            assert all(loader.state() == state for loader in loaders)
+    assert sizes == {1, 2, 4, 8}
+    assert state["samples_consumed"] == len(keys) > 10 * size
+    with opened(dataset, words, with_workers(small_config, 0, pairs)) as undisturbed:
+        assert keys == [key for _ in range(len(keys) // pairs) for key in undisturbed.next_batch().keys]
+    for start in range(0, len(keys) - size, size):
+        assert len(set(keys[start : start + size])) == size, f"epoch {start // size} loses or repeats samples"
+    # A worker that dies as its loader closes is never missed; most must have been.
+    assert capfd.readouterr().err.count("its processes are started again") > 25
 
 
 def test_a_state_goes_over_to_another_number_of_workers(

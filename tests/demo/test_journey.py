@@ -15,7 +15,7 @@ KEYS = {
     "chance", "retrieval_t2v_r1", "retrieval_v2t_r1", "retrieval_chance_r1", "caption_cider", "seconds_by_stage",
     "peak_rss_mb", "parameters", "mfu",
 }  # fmt: skip
-SIZE = DemoSize("quick", clips=30, steps=3, defect_share=0.15, answered_clips=3)
+SIZE = DemoSize("quick", 30, steps=3, defect_share=0.15, answered_clips=3, needles=1, haystack_seconds=(32,))
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_the_summary_has_every_promised_figure(demo: Path) -> None:
     assert all(summary[key] is not None for key in KEYS)
     assert summary["pairs_in"] == 30 == summary["pairs_kept"] + sum(summary["dropped"].values())
     assert list(summary["seconds_by_stage"]) == [
-        "generate", "curate", "train", "evaluate", "export", "answer", "real",
+        "generate", "curate", "train", "evaluate", "export", "answer", "needle", "real",
     ]  # fmt: skip
     assert 100 < summary["peak_rss_mb"] < 6000
     assert set(summary["filter_recall"]) == set(summary["filter_precision"])
@@ -44,6 +44,14 @@ def test_the_page_shows_the_answers(demo: Path) -> None:
     for clip in answers:
         assert clip["answer_given"] in clip["options"]
         assert clip["caption_true"] in page
+
+
+def test_the_page_shows_where_needles_were_found(demo: Path) -> None:
+    page = (demo / "report.html").read_text(encoding="utf-8")
+    grid = json.loads((demo / "needle.json").read_text(encoding="utf-8"))
+    assert [cell["seconds"] for cell in grid["cells"]] == [32] * 5
+    assert page.count("clip found by its caption") == 1
+    assert page.count("/1</text>") == 5
 
 
 def test_what_it_left_passes_its_own_audit(demo: Path) -> None:

@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from xgenvideo.config import RunConfig
+from xgenvideo.data.generate import encode_video, make_twins, render
 from xgenvideo.data.tokenizer import Tokenizer
-from xgenvideo.infer.moments import Moments, moment_for_question, rank_by_caption, read_moments
+from xgenvideo.errors import ConfigError
+from xgenvideo.infer.generate import generate, question_ids
+from xgenvideo.infer.moments import Moments, answer_at, moment_for_question, moments, rank_by_caption, read_moments
 from xgenvideo.infer.release import Release
 from xgenvideo.infer.search import embed_text
 from xgenvideo.models.video_lm import VideoLM
@@ -55,3 +58,20 @@ def test_the_moment_that_points_where_the_text_does_is_found(release: Release) -
     assert rank_by_caption(release, found, text)[0] == 4
     assert moment_for_question(release, found, question, ("a star", "a ring")) == 7
     assert len(rank_by_caption(release, found, text, considered=3)) == 3
+
+
+def test_an_answer_is_written_from_the_moment_alone(release: Release, tmp_path: Path) -> None:
+    scenes = [make_twins(3, number)[0] for number in range(4)]
+    video = tmp_path / "long.mp4"
+    encode_video(video, (frame for scene in scenes for frame in render(scene, 64)))
+    seconds = sum(scene.seconds for scene in scenes)
+    text, (start, end) = answer_at(release, video, "Which appears first?", scenes[2].caption, 8)
+    assert 0 <= start < end <= seconds + 0.5
+    found = moments(release, release.windows(video))
+    best = found.spans.index((start, end))
+    assert best == rank_by_caption(release, found, scenes[2].caption)[0]
+    ids = question_ids("Which appears first?", release.tokenizer)
+    (alone,) = generate(release.model, release.tokenizer, found.latents[best][None], [ids], 8)
+    assert text == release.tokenizer.decode(alone).strip()
+    with pytest.raises(ConfigError, match="--at"):
+        answer_at(release, video, "Which appears first?", " ")

@@ -5,10 +5,12 @@ import json
 import os
 import socket
 import struct
+import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,22 @@ def memory_mb() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
+@contextmanager
+def watched_memory() -> Iterator[list[float]]:
+    """The most that this process held meanwhile, MB."""
+    peak, done = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            peak[0] = max(peak[0], memory_mb())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    yield peak
+    done.set()
+    watcher.join()
+
+
 async def ask_at_once(address: str, bodies: list[bytes]) -> list[httpx.Response]:
     limits = httpx.Limits(max_connections=len(bodies))
     async with httpx.AsyncClient(base_url=address, limits=limits, timeout=120) as client:
@@ -51,18 +69,9 @@ def test_two_hundred_clients_at_once(release: Release, videos: Path, capsys: pyt
     bodies = [json.dumps(chat(by_url(data_url(videos / name)))).encode() for name in names]
     with running(release, limits=Limits(queue=48, rate_per_minute=0)) as address:
         post(address, "/v1/chat/completions", chat(by_url(data_url(videos / "a.mp4"))))
-        before, started, peak = memory_mb(), time.perf_counter(), [0.0]
-        done = threading.Event()
-
-        def watch_memory() -> None:
-            while not done.wait(0.02):
-                peak[0] = max(peak[0], memory_mb())
-
-        watcher = threading.Thread(target=watch_memory)
-        watcher.start()
-        responses = asyncio.run(ask_at_once(address, bodies))
-        done.set()
-        watcher.join()
+        before, started = memory_mb(), time.perf_counter()
+        with watched_memory() as peak:
+            responses = asyncio.run(ask_at_once(address, bodies))
         taken, after = time.perf_counter() - started, memory_mb()
         found = Counter(response.status_code for response in responses)
         lines = httpx.get(address + "/metrics").text.splitlines()
@@ -82,6 +91,36 @@ def test_two_hundred_clients_at_once(release: Release, videos: Path, capsys: pyt
             f"{before:.0f} MB before, {peak[0]:.0f} MB at most, {after:.0f} MB after"
         )
     assert peak[0] - before < 300
+
+
+def test_large_requests_wait_on_disk(
+    release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    clients, size = 12, 16_000_000
+    head, tail = json.dumps(chat(by_url("data:video/mp4;base64,@"))).encode().split(b"@")
+
+    async def body() -> AsyncIterator[bytes]:
+        yield head
+        for _ in range(size // 64_000):
+            yield b"AAAA" * 16_000
+        yield tail
+
+    async def send(address: str) -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=address, timeout=120) as client:
+            headers = {"content-type": "application/json"}
+            asks = (client.post("/v1/chat/completions", content=body(), headers=headers) for _ in range(clients))
+            return list(await asyncio.gather(*asks))
+
+    with running(release, limits=Limits(decoders=1)) as address, watched_memory() as peak:
+        before = memory_mb()
+        responses = asyncio.run(send(address))
+    assert Counter(error_of(one)["code"] for one in responses) == {"unknown_container": clients}
+    # Two are read at a time: body, text and video of each. All at once would be 192 MB of bodies alone.
+    with capsys.disabled():
+        print(f"{clients} x {size / 1e6:.0f} MB: {peak[0] - before:.0f} MB more")
+    assert peak[0] - before < 300
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
 
 
 def test_one_batch_writes_what_each_would_write_alone(release: Release, videos: Path) -> None:
@@ -151,6 +190,22 @@ def endless(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr("xgenvideo.infer.serving.engine.steps", steps)
     return written
+
+
+def test_a_short_text_does_not_wait_for_a_long_one(endless: list[int], release: Release, videos: Path) -> None:
+    engine, ended = Engine(release, 4, threading.Lock()), threading.Event()
+    latents, said = release.latents(videos / "a.mp4"), list[Any]()
+    long = Job(release.prompt_ids(""), latents, 10**6, Draw(), said.append)
+    engine.submit(long)
+    while not endless:
+        time.sleep(0.001)
+    engine.submit(
+        Job(release.prompt_ids(""), latents, 3, Draw(), lambda word: None if isinstance(word, str) else ended.set())
+    )
+    assert ended.wait(10)
+    assert all(isinstance(word, str) for word in said)
+    engine.close()
+    assert isinstance(said[-1], Stopped)
 
 
 @pytest.mark.parametrize("stream", [True, False])

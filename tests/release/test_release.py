@@ -62,6 +62,8 @@ def test_the_config_names_no_place_on_the_trainers_disk(release: Path, run: Path
     assert config.data.shards
     assert configs.load(release / "run.json").data.shards == ""
     assert config.data.shards not in text
+    evaluation = load_release(release).description["figures"]["evaluation"]
+    assert set(evaluation["of"]) == {"weights_sha256", "data", "versions"}
     moved = override(config, ["model.vision.weights=/somewhere/encoder"])
     assert portable(moved).model.vision.weights == "encoder"
 

@@ -290,13 +290,14 @@ def search(parsed: argparse.Namespace) -> None:
 def serve(parsed: argparse.Namespace) -> None:
     """Answer over HTTP until interrupted."""
     from xgenvideo.infer.release import load_release
-    from xgenvideo.infer.serve import read_token
+    from xgenvideo.infer.serve import check_host, read_token
     from xgenvideo.infer.serve import serve as serve_release
     from xgenvideo.infer.serving.limits import limits_from
     from xgenvideo.infer.serving.sources import Places
 
     limits = limits_from(parsed.overrides)
     token = read_token(Path(parsed.token_file) if parsed.token_file else None)
+    check_host(parsed.host, token)
     folders, index = ([Path(name)] if name else [] for name in (parsed.allow, parsed.index))
     for folder in (*folders, *index):
         if not folder.is_dir():

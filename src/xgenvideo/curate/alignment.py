@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from xgenvideo.curate.clips import Clip
 from xgenvideo.curate.settings import CurateSettings, Decision
 from xgenvideo.errors import MissingExtra
 
@@ -59,6 +60,10 @@ class AlignmentModels:
         mean = seen.mean(axis=0)
         return float(mean @ (caption - self._centre) / max(1e-9, float(np.linalg.norm(mean)))
                      / max(1e-9, float(np.linalg.norm(caption - self._centre))))  # fmt: skip
+
+    def see_clip(self, clip: Clip, frames: int) -> NDArray[np.float32]:
+        """What a few frames of a decoded clip show."""
+        return self.see(clip.frames(frames))
 
 
 @contextmanager
@@ -131,3 +136,14 @@ def judge_alignment(semantic: float | None, colours: dict[str, Any], settings: C
     elif semantic is not None and semantic < settings.min_semantic_score:
         detail = f"semantic score {semantic:.3f}"
     return Decision("alignment", "misaligned" if detail else None, scores, detail)
+
+
+def judge_score(score: float | None, settings: CurateSettings) -> Decision:
+    """Drop (`misaligned`) a pair under `min_align_score`, the publisher's score or a given model's; without one,
+    `no_score`.
+    """
+    if score is None:
+        return Decision("alignment", "no_score", detail=f"no score named {settings.align_column!r} came with it")
+    low = score < settings.min_align_score
+    detail = f"score {score:.3f}" if low else ""
+    return Decision("alignment", "misaligned" if low else None, {"semantic": score}, detail)

@@ -17,6 +17,7 @@ import numpy as np
 from xgenvideo.curate.clips import Clip, write_clip
 from xgenvideo.curate.colours import colour_shares
 from xgenvideo.curate.motion import measure_motion
+from xgenvideo.curate.picture import measure_picture, without_bars
 from xgenvideo.curate.shots import HEIGHT, WIDTH
 from xgenvideo.curate.text_overlay import suspect_text
 from xgenvideo.curate.watermark import measure_marks
@@ -36,6 +37,8 @@ def decode_job(job: dict[str, Any]) -> dict[str, Any]:
         facts, sampled = _sample(path, job.get("start", 0.0), job.get("end"), **sampling)
     except MediaError as error:
         return {"reason": error.reason, "detail": error.detail[:300]}
+    if job.get("crop_bars"):
+        sampled = replace(sampled, frames=without_bars(sampled.frames))
     clip = Clip.from_sampled(sampled, job["jpeg_quality"])
     write_clip(Path(job["out"]), clip)
     return {
@@ -50,6 +53,7 @@ def decode_job(job: dict[str, Any]) -> dict[str, Any]:
         "audio": facts.audio,
         "frames": len(sampled.frames),
         "motion": measure_motion(sampled.frames),
+        "picture": measure_picture(sampled.frames),
         "text": suspect_text(sampled.frames),
         "marks": measure_marks(sampled.frames),
         "colours": colour_shares(sampled.frames),

@@ -89,7 +89,10 @@ def _charts(items: list[Item], settings: CurateSettings) -> list[dict[str, Any]]
         ("largest change of a block, levels", "motion", "change", settings.min_change),
         ("share changed at the worst boundary", "motion", "cut", settings.cut_change),
         ("strokes like text", "text_overlay", "strokes", settings.min_strokes),
-        ("semantic alignment", "alignment", "semantic", settings.min_semantic_score),
+        ("share of the frame under overlays", "text_overlay", "watermark_density", settings.max_watermark_density),
+        ("sharpness, levels squared", "picture", "sharpness", settings.min_sharpness),
+        ("black bars, share of the frame", "picture", "bars", settings.max_bars),
+        ("alignment", "alignment", "semantic", settings.min_alignment),
     )
     charts = []
     for title, step, score, threshold in wanted:

@@ -14,10 +14,13 @@ from typing import Any
 
 from xgenvideo.curate import stages
 from xgenvideo.curate.clips import read_clip
+from xgenvideo.curate.meaning import judge_alignments
 from xgenvideo.curate.pairs import choose_split
+from xgenvideo.curate.quality import judge_captions, judge_pictures, judge_safeties
 from xgenvideo.curate.report import write_report
 from xgenvideo.curate.settings import CurateSettings
 from xgenvideo.curate.sources import read_source
+from xgenvideo.curate.splitting import split_shots
 from xgenvideo.curate.stages import Item, Progress, Workplace
 from xgenvideo.data.shards import write_dataset
 from xgenvideo.data.text import texts
@@ -78,7 +81,7 @@ def curate(
         return finished
     with Workplace(folder, settings, progress) as place:
         if settings.split_shots:
-            items = [Item(number, entry) for number, entry in enumerate(stages.split_shots(entries, place))]
+            items = [Item(number, entry) for number, entry in enumerate(split_shots(entries, place))]
         _judge(items, place)
         _publish(items, place, out)
         summary = _summary(items, out, signature)
@@ -92,10 +95,13 @@ def _judge(items: list[Item], work: Workplace) -> None:
     """Every step in order, cheap ones first; each sees only what is still kept."""
     steps: tuple[tuple[str, Callable[[list[Item], Workplace], None]], ...] = (
         ("language", stages.judge_languages),
+        ("captions", judge_captions),
         ("decode", stages.decode),
         ("motion", stages.judge_motions),
+        ("picture", judge_pictures),
         ("text_overlay", stages.judge_texts),
-        ("alignment", stages.judge_alignments),
+        ("safety", judge_safeties),
+        ("alignment", judge_alignments),
         ("duplicates", stages.judge_duplicates),
     )
     for name, judge in steps:
@@ -170,7 +176,8 @@ def _funnel(items: list[Item]) -> dict[str, int]:
     """How many inputs are left after each step."""
     left, funnel = len(items), {"inputs": len(items)}
     lost = Counter(item.lost_at for item in items if not item.kept)
-    for step in ("read", "select", "shots", "language", "decode", "motion", "text_overlay", "alignment", "duplicates"):
+    steps = ("read", "select", "shots", "language", "captions", "decode", "motion", "picture", "text_overlay", "safety")
+    for step in (*steps, "alignment", "duplicates"):
         left -= lost[step]
         funnel[step] = left
     return funnel

@@ -12,7 +12,8 @@ from xgenvideo.errors import ConfigError
 
 PRESETS = ("panda-10m", "internvid-flt")
 SHOT_DETECTORS = ("light", "transnetv2")
-STEPS = ("language", "motion", "text_overlay", "alignment", "duplicates")
+STEPS = ("language", "captions", "motion", "picture", "text_overlay", "alignment", "duplicates")
+ALL_STEPS = (*STEPS, "safety")  # needs a package of its own, and its verdict is a matter of policy
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,25 @@ class CurateSettings:
     min_language_letters: int = 25
     min_caption_words: int = 3
     max_caption_words: int = 400
+    # E-mail addresses and telephone numbers in captions are replaced. Repetition: share of word pairs said before; the
+    # most of 88 real captions is 0.10. Almost equal captions are counted; 0: none is dropped for them.
+    mask_personal: bool = True
+    max_caption_repetition: float = 0.5
+    max_alike_captions: int = 0
+    # Picture, each set so that it keeps all but one of the 88 real clips (a game in a black frame) and every clean
+    # generated clip: black bars as a share of the frame, brightness that a twentieth of the pixels exceed, share of
+    # white, variance of the Laplacian, change of the camera's step over the frame's side. Bars may be cut off instead.
+    crop_bars: bool = False
+    max_bars: float = 0.5
+    min_light: float = 24.0
+    max_glare: float = 0.7
+    min_sharpness: float = 5.0
+    max_shake: float = 0.5
+    # Safety, where it is among the steps: open_nsfw's score of the worst frame (its authors call over 0.8 unsafe with a
+    # high probability), and a file of SHA-256 sums of videos that may not be used.
+    max_unsafe_score: float = 0.8
+    safety_frames: int = 3
+    blocked_hashes: str = ""
     # Still: largest mean change of a 16 x 16 block of a frame (0-255) against the clip's median frame.
     min_change: float = 6.0
     # Joined: a cut is a change of the whole picture, far over the clip's other changes.
@@ -82,6 +102,12 @@ class CurateSettings:
     # lowest is -0.03), of their captions given to other clips 29 %; at 0 it is 1 and 44 %, at 0.05 it is 3 and 59 %.
     min_semantic_score: float = -0.05
     alignment_frames: int = 3
+    # Another judge of alignment: the folder of a CLIP or SigLIP model or of a release, or a score of the listing, such
+    # as matching_score or umt_sim. CLIP cosines of pictures and their captions lie around 0.3 (LAION-400M kept those
+    # over 0.3, arXiv 2111.02114), SigLIP's and publishers' scores elsewhere: look at the report before you choose.
+    align_model: str = ""
+    align_column: str = ""
+    min_align_score: float = 0.2
     # Share of a frame's pixels that a named colour must cover in some frame to be called visible: codec noise and
     # blended edges reach 0.005 on generated clips, whose things cover 0.02; of 88 real captions none fails at 0.02.
     min_colour_share: float = 0.006
@@ -95,13 +121,15 @@ class CurateSettings:
     report_pictures: int = 8
 
     def __post_init__(self) -> None:
-        unknown = [step for step in self.steps if step not in STEPS]
+        unknown = [step for step in self.steps if step not in ALL_STEPS]
         if unknown:
-            raise ConfigError("curate.steps", unknown[0], "is not a step of curation", STEPS)
+            raise ConfigError("curate.steps", unknown[0], "is not a step of curation", ALL_STEPS)
         if self.preset and self.preset not in PRESETS:
             raise ConfigError("curate.preset", self.preset, "is not the name of a published subset", PRESETS)
         if self.split_shots and self.split_shots not in SHOT_DETECTORS:
             raise ConfigError("curate.split_shots", self.split_shots, "is no way to find shots", SHOT_DETECTORS)
+        if self.align_model and self.align_column:
+            raise ConfigError("curate.align_column", self.align_column, "cannot be asked beside curate.align_model")
         if not 0 < self.min_clip_seconds < self.max_clip_seconds:
             why = f"must be over 0 and below curate.max_clip_seconds ({self.max_clip_seconds:g})"
             raise ConfigError("curate.min_clip_seconds", self.min_clip_seconds, why)
@@ -115,6 +143,11 @@ class CurateSettings:
     def processes(self) -> int:
         """Child processes that decode."""
         return self.workers or len(os.sched_getaffinity(0))
+
+    @property
+    def min_alignment(self) -> float:
+        """The threshold of the judge of alignment that speaks."""
+        return self.min_align_score if self.align_model or self.align_column else self.min_semantic_score
 
     def signature(self, *names: str) -> str:
         """Short hash of the named settings: scores made under others are not reused."""
@@ -138,7 +171,11 @@ def settings_from(assignments: list[str], preset: str = "") -> CurateSettings:
         if field == "steps":
             steps = tuple(filter(None, text.split(",")))
         else:
-            values[field] = _plain(text) if field not in ("language", "preset", "split_shots") else text
+            values[field] = (
+                _plain(text)
+                if field not in ("language", "preset", "split_shots", "align_model", "align_column", "blocked_hashes")
+                else text
+            )
     settings: CurateSettings = from_dict(values, CurateSettings, "curate.")
     return dataclasses.replace(settings, steps=steps)
 

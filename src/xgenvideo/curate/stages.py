@@ -10,20 +10,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-import numpy as np
-
 from xgenvideo.curate.clips import Clip, read_clip
-from xgenvideo.curate.colours import grounding
 from xgenvideo.curate.duplicates import find_duplicates, fingerprint
 from xgenvideo.curate.motion import judge_motion
 from xgenvideo.curate.pairs import Entry, choose_split
 from xgenvideo.curate.settings import CurateSettings, Decision
 from xgenvideo.curate.store import ScoreStore
 from xgenvideo.curate.workers import DecodePool
+from xgenvideo.errors import DataError
 
 # Raised when a step's code gives other scores: stored ones are then made again.
-VERSIONS = {"decode": "3", "text_overlay": "1", "semantic": "1", "shots": "1"}
-MEASURED = frozenset({"motion", "text", "marks", "colours"})  # facts that a step judges and reports itself
+VERSIONS = {"decode": "4", "text_overlay": "1", "semantic": "1", "shots": "1", "safety": "1"}
+MEASURED = frozenset({"motion", "picture", "text", "marks", "colours"})  # facts that a step judges and reports itself
+SAMPLING = ("fps", "max_frames", "short_side", "jpeg_quality", "crop_bars")
 TRANSIENT = frozenset({"decode_timeout", "decoder_crashed"})  # tried again by the next run
 
 Progress = Callable[[str, int, int], None]
@@ -103,13 +102,15 @@ class Workplace:
         self.clips = folder / "clips"
         self.clips.mkdir(parents=True, exist_ok=True)
         s = settings
-        self.decoded = self._store("decode", s.signature("fps", "max_frames", "short_side", "jpeg_quality"))
+        self.decoded = self._store("decode", s.signature(*SAMPLING))
         self.texts = self._store(
             "text_overlay", s.signature("ocr_frames", "ocr_side", "min_text_score", "min_text_letters") + "+" +
             self.decoded.version,
         )  # fmt: skip
         self.shots = self._store("shots", s.split_shots)
-        self.semantics = self._store("semantic", s.signature("alignment_frames") + "+" + self.decoded.version)
+        self.safety = self._store("safety", s.signature("safety_frames") + "+" + self.decoded.version)
+        model = folder_signature(Path(s.align_model)) if s.align_model else ""
+        self.semantics = self._store("semantic", s.signature("alignment_frames") + model + "+" + self.decoded.version)
 
     def _store(self, step: str, signature: str) -> ScoreStore:
         return ScoreStore(self.folder / "scores", step, f"{VERSIONS[step]}-{signature}")
@@ -120,7 +121,7 @@ class Workplace:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for store in (self.decoded, self.texts, self.shots, self.semantics):
+        for store in (self.decoded, self.texts, self.shots, self.safety, self.semantics):
             store.close()
 
     def clip_path(self, content: str) -> Path:
@@ -143,40 +144,16 @@ class Workplace:
             self.report(stage, done, total)
 
 
-def split_shots(entries: list[Entry], work: Workplace) -> list[Entry]:
-    """Clips of the shots of every input; one that cannot be scanned stays whole, for decoding to say why."""
-    from xgenvideo.curate.shots import ShotModel, as_clips, find_shots
-
-    settings = work.settings
-    folder = work.folder / "scans"
-    folder.mkdir(exist_ok=True)
-    hashes = [_clip_hash(_content_hash(entry.path), entry) if entry.path is not None else None for entry in entries]
-    jobs = {
-        content: {"path": str(entry.path), "out": str(folder / f"{content[:32]}.npz"), "start": entry.start,
-                  "end": entry.end, "max_seconds": settings.max_scan_seconds}
-        for entry, content in zip(entries, hashes, strict=True)
-        if content is not None and content not in work.shots
-    }  # fmt: skip
-    model = ShotModel() if jobs and settings.split_shots == "transnetv2" else None
-    processes = min(settings.processes, max(1, len(jobs)))
-    with DecodePool(processes, settings.scan_seconds, settings.decode_memory_mb) as pool:
-        for content, answer in work.tell("shots", pool.run(jobs.items()), len(jobs)):
-            if "frames" in answer:
-                path = Path(str(jobs[content]["out"]))
-                with np.load(path, allow_pickle=False) as scan:
-                    frames, times = scan["frames"], scan["times"]
-                path.unlink()
-                found = find_shots(frames, times, answer["seconds"], model.chances(frames) if model else None)
-                work.shots.put(content, {"shots": found})
-    return [
-        clip
-        for entry, content in zip(entries, hashes, strict=True)
-        for clip in (
-            as_clips(entry, work.shots[content]["shots"], settings)
-            if content is not None and entry.pair is not None and content in work.shots
-            else [entry]
+def folder_signature(folder: Path) -> str:
+    """Short hash of the names, sizes and times of a folder's files. Raises DataError where there is no such folder."""
+    if not folder.is_dir():
+        raise DataError(
+            f"curate.align_model = {folder}: is no folder; give that of a CLIP or SigLIP model or a release"
         )
-    ]
+    files = sorted(
+        (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in folder.iterdir() if path.is_file()
+    )
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:12]
 
 
 def judge_languages(items: list[Item], work: Workplace) -> None:
@@ -198,8 +175,8 @@ def decode(items: list[Item], work: Workplace) -> None:
         assert item.entry.pair is not None, f"{item.entry.name} has no record"
         item.split = choose_split(item.entry.pair, settings.heldout_share).split
         if item.entry.path not in hashes:
-            hashes[item.entry.path] = _content_hash(item.entry.path)
-        item.content = _clip_hash(hashes[item.entry.path], item.entry)
+            hashes[item.entry.path] = content_hash(item.entry.path)
+        item.content = clip_hash(hashes[item.entry.path], item.entry)
         if item.content is None:
             item.decisions.append(Decision("decode", "missing_file", detail="no such file in the folder"))
             continue
@@ -209,11 +186,9 @@ def decode(items: list[Item], work: Workplace) -> None:
             stored = False
         if not stored and item.content not in jobs:
             out = str(work.clip_path(item.content))
-            sampling = {"fps": settings.fps, "max_frames": settings.max_frames, "short_side": settings.short_side}
-            jobs[item.content] = {
-                "path": str(item.entry.path), "out": out, "jpeg_quality": settings.jpeg_quality,
-                "start": item.entry.start, "end": item.entry.end, **sampling
-            }  # fmt: skip
+            sampling = {name: getattr(settings, name) for name in SAMPLING}
+            times = {"start": item.entry.start, "end": item.entry.end}
+            jobs[item.content] = {"path": str(item.entry.path), "out": out} | times | sampling
     failed = _run_jobs(jobs, work)
     for item in items:
         if item.content is not None:
@@ -245,7 +220,7 @@ def _take_facts(item: Item, answer: dict[str, Any], settings: CurateSettings) ->
     item.decisions.append(Decision("decode", "too_short" if short else None, scores))
 
 
-def _content_hash(path: Path) -> str | None:
+def content_hash(path: Path) -> str | None:
     """SHA-256 of a file; None when there is none that can be read."""
     try:
         if not path.is_file():
@@ -256,7 +231,7 @@ def _content_hash(path: Path) -> str | None:
         return None
 
 
-def _clip_hash(file: str | None, entry: Entry) -> str | None:
+def clip_hash(file: str | None, entry: Entry) -> str | None:
     """What names a clip's content: its file's SHA-256, or one of that and of the clip's times in the file."""
     if file is None or (entry.start == 0 and entry.end is None):
         return file
@@ -283,7 +258,7 @@ def judge_texts(items: list[Item], work: Workplace) -> None:
             readers.reader = TextReader(settings)
         return [readers.reader.read(frame) for frame in work.read_clip(content).frames(settings.ocr_frames)]
 
-    for content, frames in work.tell("text_overlay", _in_threads(read, missing, settings), len(missing)):
+    for content, frames in work.tell("text_overlay", in_threads(read, missing, settings), len(missing)):
         work.texts.put(content, {"frames": frames})
     read_ones = {id(item) for item in suspects}
     for item in items:
@@ -293,57 +268,12 @@ def judge_texts(items: list[Item], work: Workplace) -> None:
         item.decisions.append(Decision(judged.step, judged.reason, judged.scores | strokes))
 
 
-def _in_threads(
+def in_threads(
     work: Callable[[Value], Result], values: list[Value], settings: CurateSettings
 ) -> Iterator[tuple[Value, Result]]:
     """(value, work(value)) for all values, on as many threads as there are cores; the models release Python's lock."""
     with ThreadPoolExecutor(max(1, min(settings.processes, len(values)))) as pool:
         yield from zip(values, pool.map(work, values), strict=True)
-
-
-def judge_alignments(items: list[Item], work: Workplace) -> None:
-    """Captions against pictures: by the colours they name, and by meaning where colours leave it open."""
-    from xgenvideo.curate.alignment import colours_decide, judge_alignment
-
-    settings = work.settings
-    colours = [grounding(_caption(item), item.facts["colours"], settings.min_colour_share) for item in items]
-    judged = list(zip(items, colours, strict=True))
-    undecided = [item for item, found in judged if not colours_decide(found, settings)]
-    _score_meanings(undecided, work)
-    scored = {id(item): work.semantics[_pair_identity(item)]["semantic"] for item in undecided}
-    for item, found in judged:
-        item.decisions.append(judge_alignment(scored.get(id(item)), found, settings))
-
-
-def _caption(item: Item) -> str:
-    assert item.entry.pair is not None, f"{item.entry.name} has no record"
-    return item.entry.pair.caption
-
-
-def _score_meanings(items: list[Item], work: Workplace) -> None:
-    """Store the semantic score of every pair that has none yet."""
-    missing = [item for item in items if _pair_identity(item) not in work.semantics]
-    if not missing:
-        return
-    from xgenvideo.curate.alignment import AlignmentModels, one_thread_each
-
-    with one_thread_each():
-        models = AlignmentModels()
-        captions = sorted({item.entry.pair.caption for item in missing if item.entry.pair})
-        embedded = dict(zip(captions, models.embed(captions), strict=True))
-
-        def score(item: Item) -> float:
-            assert item.entry.pair is not None
-            seen = models.see(work.read_clip(str(item.content)).frames(work.settings.alignment_frames))
-            return models.score(seen, embedded[item.entry.pair.caption])
-
-        for item, value in work.tell("alignment", _in_threads(score, missing, work.settings), len(missing)):
-            work.semantics.put(_pair_identity(item), {"semantic": round(value, 4)})
-
-
-def _pair_identity(item: Item) -> str:
-    assert item.entry.pair is not None
-    return hashlib.sha256(json.dumps([item.content, item.entry.pair.caption]).encode()).hexdigest()
 
 
 def judge_duplicates(items: list[Item], work: Workplace) -> None:

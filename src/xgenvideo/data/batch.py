@@ -103,9 +103,15 @@ class Batch:
         return f"Batch({shapes}, position={self.position})"
 
 
-def collate(examples: Sequence[Example], max_frames: int, position: int = 0) -> Batch:
-    """Examples as a batch whose F is the longest one's, rounded up to a multiple of 8 but at most `max_frames`.
+def padded_length(longest: int, max_frames: int) -> int:
+    """F of a batch: the longest clip's frames, rounded up to a multiple of 8 but at most `max_frames`."""
+    return min(-(-longest // FRAME_MULTIPLE) * FRAME_MULTIPLE, max_frames)
 
+
+def collate(examples: Sequence[Example], max_frames: int, position: int = 0, room: Tensor | None = None) -> Batch:
+    """Examples as a batch whose F is `padded_length`.
+
+    Frames that lie in `room` [B F 3 S S] already, each example's in its row, are not copied.
     Short clips are padded with zeros under a False frame mask, never by repeating. Raises DataError for a clip of more
     than `max_frames` frames, or for none.
     """
@@ -114,10 +120,10 @@ def collate(examples: Sequence[Example], max_frames: int, position: int = 0) -> 
         raise DataError(
             f"a batch of {len(examples)} clips, the longest of {longest} frames; 1 to {max_frames} can be collated"
         )
-    count = min(-(-longest // FRAME_MULTIPLE) * FRAME_MULTIPLE, max_frames)
+    count = padded_length(longest, max_frames)
     texts = [example.text for example in examples]
     return Batch(
-        frames=_padded([example.frames for example in examples], count),
+        frames=_padded([example.frames for example in examples], count, room),
         features=_padded([example.features for example in examples], count),
         pts=_present(_padded([example.pts.float() for example in examples], count)),
         frame_mask=torch.stack([torch.arange(count) < len(example.pts) for example in examples]),
@@ -133,14 +139,17 @@ def collate(examples: Sequence[Example], max_frames: int, position: int = 0) -> 
     )
 
 
-def _padded(parts: Sequence[Tensor | None], count: int) -> Tensor | None:
+def _padded(parts: Sequence[Tensor | None], count: int, room: Tensor | None = None) -> Tensor | None:
     """Parts [F ...] as one tensor [B count ...] with zeros after each; None if no example has this part."""
     present = [part for part in parts if part is not None]
     if len(present) < len(parts):
         return None
-    result = present[0].new_zeros((len(present), count, *present[0].shape[1:]))
+    fits = room is not None and room.shape[:2] == (len(present), count)
+    result = room if room is not None and fits else present[0].new_empty((len(present), count, *present[0].shape[1:]))
     for row, part in zip(result, present, strict=True):
-        row[: len(part)] = part
+        if row.data_ptr() != part.data_ptr():
+            row[: len(part)] = part
+        row[len(part) :] = 0
     return result
 
 

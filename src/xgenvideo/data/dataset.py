@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import re
-import tarfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -250,7 +249,9 @@ def _members(region: bytes) -> Iterator[tuple[str, bytes]]:
     """Name and content of each member of a piece of a tar file."""
     at = 0
     while at < len(region):
-        info = tarfile.TarInfo.frombuf(region[at : at + BLOCK], "utf-8", "strict")
+        # The two fields of a header that matter; the shard's hash has vouched for the rest.
+        name, _, _ = region[at : at + 100].partition(b"\0")
+        size = int(region[at + 124 : at + 135], 8)
         at += BLOCK
-        yield info.name, region[at : at + info.size]
-        at += -(-info.size // BLOCK) * BLOCK
+        yield name.decode(), region[at : at + size]
+        at += -(-size // BLOCK) * BLOCK

@@ -1,6 +1,7 @@
 """The frozen encoder's features of every frame, made once: the encoder never changes, so neither do they.
 
-A cache is a folder named by the encoder's weights, the dataset and the image size, so that a stale one is never found.
+A cache is a folder named by the encoder's weights, the dataset, the image size and how pictures are made of frames, so
+that a stale one is never found.
 """
 
 import json
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xgenvideo.data.dataset import Dataset
-from xgenvideo.data.frames import decode_frames
+from xgenvideo.data.frames import PREPARED, decode_frames
 from xgenvideo.data.shards import sync
 from xgenvideo.errors import DataError, MediaError
 
@@ -45,7 +46,7 @@ class FeatureCache:
 
     def path(self, fingerprint: str) -> Path:
         """The folder of this encoder's features of the dataset with this fingerprint."""
-        return self.folder / f"features-{self.encoder_hash[:16]}-{fingerprint[:16]}-{self.image_size}"
+        return self.folder / f"features-{self.encoder_hash[:16]}-{fingerprint[:16]}-{self.image_size}-{PREPARED}"
 
     def build(self, dataset: Dataset, encode: Encode, encode_frames: int = ENCODE_FRAMES) -> "FeatureCache":
         """Encode every frame of every split, unless that was done before; returns this cache, open for `read`.

@@ -20,7 +20,7 @@ from xgenvideo.data.tokenizer import Tokenizer
 from xgenvideo.data.workers import Workers
 from xgenvideo.errors import ConfigError, DataError, MediaError
 
-VERSION = 2
+VERSION = 3
 PREFETCH_BATCHES = 2
 FEWEST_BAD = 16  # so many bad samples never stop a run, however small it is
 

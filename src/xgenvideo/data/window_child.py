@@ -39,7 +39,7 @@ def main() -> None:
             for taken in windows(job):
                 about = {"shape": taken.frames.shape, "pts": taken.pts.tolist(), "indices": taken.indices.tolist()}
                 answers.write(json.dumps(about | {"seconds": taken.seconds}).encode() + b"\n")
-                answers.write(memoryview(taken.frames).cast("B"))
+                answers.write(taken.frames.data.cast("B"))
                 answers.flush()
         except MediaError as error:
             last = {"reason": error.reason, "detail": error.detail[:300]}

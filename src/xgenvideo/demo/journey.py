@@ -23,7 +23,8 @@ from xgenvideo.recipes import find
 class DemoSize:
     """How much the demonstration does. `clips` counts those for training and those held out; `steps` of training.
 
-    `defect_share` of the clips for training carry a planted defect.
+    `defect_share` of the clips for training carry a planted defect. `needles` clips are hidden in videos of
+    `haystack_seconds`.
     """
 
     name: str
@@ -32,12 +33,14 @@ class DemoSize:
     defect_share: float
     answered_clips: int = 3
     seed: int = 0
+    needles: int = 3
+    haystack_seconds: tuple[int, ...] = (32, 120, 300, 600)
 
 
 # The figures of the evaluation that stand at the top of the summary.
 LIFTED = ("temporal_qa", "twin_choice", "chance", "retrieval_", "caption_cider", "heldout_")
 FULL = DemoSize("full", clips=2400, steps=1050, defect_share=0.08)  # 20 of each of the eight defects
-QUICK = DemoSize("quick", clips=48, steps=30, defect_share=0.15)
+QUICK = DemoSize("quick", clips=48, steps=30, defect_share=0.15, needles=1, haystack_seconds=(32, 120))
 
 
 def run_demo(out: Path, size: DemoSize, say: Callable[[str], None]) -> dict[str, Any]:
@@ -96,6 +99,13 @@ def plan_stages(out: Path, size: DemoSize, config: RunConfig, say: Callable[[str
             {"answered_clips": size.answered_clips},
         ),
         Stage(
+            "needle",
+            lambda: steps.find_needles(release, out / "needle.json", size.needles, size.haystack_seconds),
+            "needle.json",
+            ("evaluate/needle.py", "infer/moments.py"),
+            {"needles": size.needles, "haystack_seconds": size.haystack_seconds},
+        ),
+        Stage(
             "real",
             lambda: steps.curate_real(out / "real", config, say),
             "real",
@@ -115,6 +125,7 @@ def summarise(size: DemoSize, records: dict[str, StageRecord]) -> dict[str, Any]
         **trained,
         **{name: value for name, value in evaluation.items() if name.startswith(LIFTED)},
         "evaluation": evaluation,
+        "needle": records["needle"].result,
         "real": records["real"].result,
         "seconds_by_stage": {name: record.seconds for name, record in records.items()},
         "peak_rss_mb_by_stage": {name: record.peak_rss_mb for name, record in records.items()},

@@ -12,6 +12,7 @@ from PIL import Image
 
 from xgenvideo.demo.charts import Line, line_chart
 from xgenvideo.demo.score import REASONS, Target
+from xgenvideo.evaluate.needle import Cell, heat_map
 from xgenvideo.records import Sample
 
 NOT_MEASURED = "not measured"
@@ -70,10 +71,17 @@ def write_report(path: Path, data: ReportData) -> None:
         filters=filters(data.summary),
         confusion=confusion_table(data.summary["filter_confusion"]),
         stages=shares(data.summary["seconds_by_stage"]),
+        needle_map=needle_map(data.summary),
     )
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
+
+
+def needle_map(summary: dict[str, Any]) -> str:
+    """SVG of what was found of clips hidden in long videos; empty where nobody looked."""
+    cells = [Cell(**values) for values in summary.get("needle", {}).get("cells", [])]
+    return heat_map(cells) if cells else ""
 
 
 def charts(metrics: list[dict[str, Any]]) -> list[tuple[str, str]]:

@@ -167,6 +167,17 @@ def answer_clips(release: Path, raw: Path, dataset: Path, out: Path, count: int)
     return {"clips": clips}
 
 
+@one_thread()
+def find_needles(release: Path, out: Path, needles: int, lengths_seconds: tuple[int, ...]) -> Figures:
+    """Hide clips in long videos and look for them with the exported release; writes the grid and returns it."""
+    from xgenvideo.evaluate.needle import needle_grid, report
+    from xgenvideo.infer.release import load_release
+
+    figures = report(needle_grid(load_release(release), lengths_seconds, needles=needles))
+    write_json(out, figures)
+    return figures
+
+
 def chosen_rows(rows: list[Row], count: int) -> list[Row]:
     """At most `count` rows, each asking another kind of question as far as there are; their order decides."""
     by_kind: dict[str, list[Row]] = {}

@@ -1,6 +1,5 @@
 """Evaluate a model on a split of a dataset: `evaluate` gives the figures as JSON values, `table` prints them."""
 
-import dataclasses
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -71,9 +70,7 @@ def evaluate(
     results |= _losses(model, config, tally) | _choices(tally, seed) | _twins(tally, seed)
     results |= _retrieval(model, tally, seed) | _captions(tally, seed)
     intervals = {name: results.pop(f"{name}/interval") for name in list(results) if f"{name}/interval" in results}
-    # Where the shards lie on this disk is nobody's business: the fingerprint says which they are.
-    portable = dataclasses.replace(config, data=dataclasses.replace(config.data, shards=""))
-    of = provenance(portable, str(results["weights"]), {"dataset_sha256": dataset.fingerprint}, command)
+    of = provenance(config, str(results["weights"]), {"dataset_sha256": dataset.fingerprint}, command)
     return results | {"intervals": intervals, "seconds": time.perf_counter() - started, "of": of}
 
 

@@ -42,6 +42,9 @@ def benchmark_table(results: dict[str, Any]) -> str:
         low, high = intervals[name]
         chance = results.get(f"{name.removesuffix('_r1')}_chance_r1") if name.endswith("_r1") else results.get("chance")
         grid.add_row(name, _percent(value), f"{_percent(low)} to {_percent(high)}", _percent(chance) if chance else "")
+    for name, value in results.items():
+        if name.endswith("_median_rank"):
+            grid.add_row(name, f"{value:g}", "", "")
     for name, value in (results.get("captions") or {}).items():
         if isinstance(value, float):
             grid.add_row(f"captions / {name}", _number(value), "", "")

@@ -187,7 +187,9 @@ class Release:
 
 
 def load_release(folder: Path, device: str | torch.device = "cpu") -> Release:
-    """Verify and load a release folder. Raises ReleaseError naming the file, what is wrong with it and the cure."""
+    """Verify and load a release folder. Raises ReleaseError naming the file, what is wrong with it and the cure;
+    ConfigError for a device that is not here.
+    """
     folder = Path(folder)
     description = verify(folder)
     try:
@@ -201,7 +203,11 @@ def load_release(folder: Path, device: str | torch.device = "cpu") -> Release:
     with torch.random.fork_rng(devices=[]):
         model = VideoLM(config.model)
     _fill(model, _read_weights(folder, description), folder)
-    return Release(folder, model.to(device).eval(), tokenizer, config, processor, description)
+    try:
+        model = model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError("device", str(device), f"cannot be used here ({error})") from error
+    return Release(folder, model.eval(), tokenizer, config, processor, description)
 
 
 def verify(folder: Path) -> dict[str, Any]:

@@ -28,8 +28,7 @@ def serve(
     token: str | None = None,
 ) -> None:
     """Serve until interrupted. Raises ConfigError for a host beyond loopback without a token, MissingExtra."""
-    if host not in LOOPBACK and token is None:
-        raise ConfigError("host", host, f"beyond loopback a token is needed: --token-file FILE or {TOKEN}", LOOPBACK)
+    check_host(host, token)
     try:
         import uvicorn
     except ImportError as error:
@@ -45,6 +44,12 @@ def serve(
         timeout_keep_alive=10,
         timeout_graceful_shutdown=10,
     )
+
+
+def check_host(host: str, token: str | None) -> None:
+    """Raises ConfigError for a host beyond loopback without a token."""
+    if host not in LOOPBACK and token is None:
+        raise ConfigError("host", host, f"beyond loopback a token is needed: --token-file FILE or {TOKEN}", LOOPBACK)
 
 
 def read_token(file: Path | None) -> str | None:

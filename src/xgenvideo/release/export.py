@@ -193,7 +193,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def portable(config: RunConfig) -> RunConfig:
-    """The config without the places on the trainer's disk: shards, and folders whose weights and words are now in here."""
+    """The config without the places on the trainer's disk: shards, and folders whose content is now in here."""
     weights = config.model.vision.weights
     if weights != "builtin:tiny" and not weights.startswith("random:"):
         weights = Path(weights).name

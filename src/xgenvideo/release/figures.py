@@ -39,7 +39,7 @@ def run_figures(
         "parameters": count_parameters(model),
         "training": training_figures(run, step),
         "data": data_figures(dataset) if dataset is not None else None,
-        "evaluation": evaluation,
+        "evaluation": _without_places(evaluation),
         "energy": energy_figures(run, step),
         "place": place(),
         "hardware": hardware(),
@@ -81,6 +81,14 @@ def training_figures(run: Path, steps: int) -> Figures | None:
     losses = {name: _ends(rows, name) for name in sorted(rows[-1]) if name.startswith("loss")}
     rates = {name: _median(rows[1:] or rows, name) for name in RATES if name in rows[-1]}
     return {"lines": len(rows), "losses": losses, "median": rates, "peak": _peak(run / MACHINE)}
+
+
+def _without_places(evaluation: Figures | None) -> Figures | None:
+    """The evaluation without its command and config, which name folders of this disk; run.json has the config."""
+    if not evaluation or "of" not in evaluation:
+        return evaluation
+    of = {name: value for name, value in evaluation["of"].items() if name not in ("command", "config")}
+    return evaluation | {"of": of}
 
 
 def energy_figures(run: Path, steps: int) -> Figures | None:

@@ -97,7 +97,7 @@ def processor_settings(config: RunConfig) -> dict[str, Any]:
         "frames_per_window": config.data.frames,
         "sampling": "nearest frame by presentation timestamp; long videos as consecutive windows, never padded",
         "short_side": SHORT_SIDE,
-        "resize": "short side to short_side while decoding, then to image_size by area, then the centre square",
+        "resize": "short side to short_side while decoding, centre square, image_size by area if halved, else bilinear",
         "image_size": size,
         "normalisation": {"by": "the model", "image_mean": list(MEAN), "image_std": list(DEVIATION)},
     }

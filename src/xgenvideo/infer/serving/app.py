@@ -1,9 +1,11 @@
 """The endpoints of `xgv serve`: read, check, let the service work, and answer in OpenAI's shapes."""
 
 import asyncio
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, closing, nullcontext
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -164,7 +166,8 @@ class Endpoints:
         """An answer about one video, whole or as it is written."""
         async with AsyncExitStack() as stack:
             stack.enter_context(self._service.admitted())
-            asked = await self._read(request, read_chat, self._model, self._places, self._limits)
+            places = self._places_of(stack)
+            asked = await self._read(request, read_chat, self._model, places, self._limits)
             ids = self._service.release.prompt_ids(asked.prompt)
             attention = await stack.enter_async_context(Attention(request, self._limits.request_seconds))
             try:
@@ -212,13 +215,15 @@ class Endpoints:
 
     async def embeddings(self, request: "Request") -> "Response":
         """Unit vectors of texts and videos, comparable by their inner product."""
-        with self._service.admitted():
-            asked = await self._read(request, read_embed, self._model, self._places, self._limits)
-            async with Attention(request, self._limits.request_seconds) as attention:
-                try:
-                    return await self._embed(asked, attention)
-                except Stopped:
-                    raise attention.refusal from None
+        async with AsyncExitStack() as stack:
+            stack.enter_context(self._service.admitted())
+            places = self._places_of(stack)
+            asked = await self._read(request, read_embed, self._model, places, self._limits)
+            attention = await stack.enter_async_context(Attention(request, self._limits.request_seconds))
+            try:
+                return await self._embed(asked, attention)
+            except Stopped:
+                raise attention.refusal from None
 
     async def _embed(self, asked: Embed, attention: Attention) -> "Response":
         service, rows, read = self._service, list[dict[str, Any]](), 0
@@ -281,7 +286,7 @@ class Endpoints:
                 name, size = file.filename or "video", file.size or 0
                 source = Received(file.file, name)
             else:
-                source = await self._read(request, self._url)
+                source = await self._read(request, self._url, self._places_of(stack))
                 name, size = "video", 0
             attention = await stack.enter_async_context(Attention(request, self._limits.request_seconds))
             try:
@@ -290,8 +295,13 @@ class Endpoints:
                 raise attention.refusal from None
             return replies.json_answer(replies.file_object(self._service.library.add(name, size, seen)))
 
-    def _url(self, content: bytes) -> Source:
-        return read_url(json_object(content).get("url"), self._places, self._limits.max_mb)
+    def _url(self, content: bytearray, places: Places) -> Source:
+        return read_url(json_object(content).get("url"), places, self._limits.max_mb)
+
+    def _places_of(self, stack: AsyncExitStack) -> Places:
+        """What a request may open, with a folder of its own until it is answered."""
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="xgv-"))
+        return replace(self._places, incoming=Path(folder))
 
     def _find(self, request: "Request") -> File:
         file = self._service.library.find(request.path_params["id"])

@@ -63,7 +63,7 @@ class Find:
     top: int
 
 
-def json_object(content: bytes) -> dict[str, Any]:
+def json_object(content: bytes | bytearray) -> dict[str, Any]:
     """A body as a JSON object. Raises ConfigError."""
     try:
         values = json.loads(content)
@@ -74,7 +74,7 @@ def json_object(content: bytes) -> dict[str, Any]:
     return values
 
 
-def read_chat(content: bytes, model: str, places: Places, limits: Limits) -> Chat:
+def read_chat(content: bytes | bytearray, model: str, places: Places, limits: Limits) -> Chat:
     """The one video of a chat, and the text of its last user message: the model was not taught to converse.
 
     Raises ConfigError for what is not right, Refusal for another model.
@@ -135,7 +135,7 @@ def _user_parts(messages: Any) -> list[list[dict[str, Any]]]:
     return parts
 
 
-def read_embed(content: bytes, model: str, places: Places, limits: Limits) -> Embed:
+def read_embed(content: bytes | bytearray, model: str, places: Places, limits: Limits) -> Embed:
     """A text, or a list of texts and content parts with a video. Raises ConfigError, Refusal."""
     body = json_object(content)
     _check_model(body, model)
@@ -162,7 +162,7 @@ def _video(part: Any, places: Places, max_mb: float) -> Source:
     return found
 
 
-def read_find(content: bytes) -> Find:
+def read_find(content: bytes | bytearray) -> Find:
     """A search in the folder. Raises ConfigError."""
     body = json_object(content)
     query = _text("query", body.get("query"))

@@ -28,7 +28,7 @@ def announced(request: "Request") -> int | None:
     return int(text) if text.isdecimal() else None
 
 
-async def read_body(request: "Request", limits: Limits) -> bytes:
+async def read_body(request: "Request", limits: Limits) -> bytearray:
     """A JSON body. Raises Refusal: 415 another type, 413 too large, 408 too slow."""
     # A form of a foreign page cannot send this type without asking first.
     if kind_of(request) != "application/json":
@@ -40,7 +40,7 @@ async def read_body(request: "Request", limits: Limits) -> bytes:
                 content += piece
     except TimeoutError as error:
         raise _too_slow(limits) from error
-    return bytes(content)
+    return content
 
 
 @asynccontextmanager

@@ -1,7 +1,8 @@
 """Writing for many requests at once: what waits together is written together, in one thread, until nobody waits for it.
 
 Texts about videos of equally many windows share a batch (their latents have one shape). A text that ends, or whose
-client has gone, leaves its batch at once; one that arrives meanwhile goes with the next.
+client has gone, leaves its batch at once. A few batches take turns, token by token, so that a short text that arrives
+later does not wait for a long one; while all of them are busy, those that wait gather.
 """
 
 import threading
@@ -25,6 +26,8 @@ class Ended:
     tokens: int
 
 
+# Under way at once. More would split what waits into batches of one.
+BATCHES = 4
 Word = str | Ended | Exception
 
 
@@ -73,51 +76,67 @@ class Engine:
         self._thread.join()
 
     def _run(self) -> None:
-        while batch := self._take():
-            self._batched(len(batch))
-            try:
-                self._write(batch)
-            except Exception as error:  # whatever went wrong is these requests' to hear; the next batch may be sound
-                for job in batch:
-                    job.say(error)
-        for job in self._waiting:
+        going: list[Batch] = []
+        while self._open:
+            jobs = self._take(wait=not going) if len(going) < BATCHES else []
+            if jobs:
+                self._batched(len(jobs))
+                going.append(Batch(self._release, jobs))
+            for batch in going:
+                with self._turn:
+                    batch.step()
+            going = [batch for batch in going if batch.going]
+        for job in (*self._waiting, *(job for batch in going for job in batch.going.values())):
             job.say(Stopped())
 
-    def _take(self) -> list[Job]:
-        """The text that has waited longest and those that can be written with it; none at the end."""
+    def _take(self, wait: bool) -> list[Job]:
+        """The text that has waited longest and those that can be written with it."""
         with self._wake:
-            self._wake.wait_for(lambda: self._waiting or not self._open)
-            if not self._open:
+            if wait:
+                self._wake.wait_for(lambda: self._waiting or not self._open)
+            if not self._waiting or not self._open:
                 return []
             shape = self._waiting[0].latents.shape
             batch = [job for job in self._waiting if job.latents.shape == shape][: self._batch]
             self._waiting = [job for job in self._waiting if job not in batch]
             return batch
 
-    def _write(self, batch: Sequence[Job]) -> None:
-        release, going = self._release, dict(enumerate(batch))
-        speeches = [Speech(release.tokenizer) for _ in batch]
-        written = steps(
+
+class Batch:
+    """Texts that are written together. `going`: those that have not ended, by their row."""
+
+    def __init__(self, release: Release, jobs: Sequence[Job]) -> None:
+        self.going = dict(enumerate(jobs))
+        self._speeches = [Speech(release.tokenizer) for _ in jobs]
+        self._written = steps(
             release.model,
             release.tokenizer,
-            torch.cat([job.latents for job in batch]),
-            [job.ids for job in batch],
-            [job.max_tokens for job in batch],
-            [job.draw for job in batch],
-            lambda row: batch[row].stop.is_set() or not self._open,
+            torch.cat([job.latents for job in jobs]),
+            [job.ids for job in jobs],
+            [job.max_tokens for job in jobs],
+            [job.draw for job in jobs],
+            lambda row: jobs[row].stop.is_set(),
         )
-        while going:
-            with self._turn:
-                chosen = dict(next(written, ()))
-            for row, token in chosen.items():
-                if piece := speeches[row].add(token):
-                    batch[row].say(piece)
-            full = {row for row in chosen if len(speeches[row].ids) == batch[row].max_tokens}
-            for row in [row for row in going if row not in chosen or row in full]:
-                self._end(going.pop(row), speeches[row], "length" if row in full else "stop")
+
+    def step(self) -> None:
+        """One token for each text; whatever goes wrong is these texts' to hear, the next batch may be sound."""
+        try:
+            chosen = dict(next(self._written, ()))
+        except Exception as error:
+            for job in self.going.values():
+                job.say(error)
+            self.going = {}
+            return
+        for row, token in chosen.items():
+            if piece := self._speeches[row].add(token):
+                self.going[row].say(piece)
+        for row in list(self.going):
+            full = len(self._speeches[row].ids) == self.going[row].max_tokens
+            if full or row not in chosen:
+                self._end(self.going.pop(row), self._speeches[row], "length" if full else "stop")
 
     def _end(self, job: Job, speech: Speech, reason: Literal["stop", "length"]) -> None:
-        if job.stop.is_set() or not self._open:
+        if job.stop.is_set():
             job.say(Stopped())
             return
         if piece := speech.end():

@@ -118,8 +118,7 @@ class Service:
             with path.open("xb") as file:
                 shutil.copyfileobj(source.file, file)
             return path, source.name
-        path.write_bytes(source.content)
-        return path, "video"
+        return source.path, "video"
 
     async def write(
         self, seen: Seen, ids: list[int], max_tokens: int, draw: Draw, stop: threading.Event

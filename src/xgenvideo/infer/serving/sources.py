@@ -1,7 +1,7 @@
 """Where a request's video comes from: bytes sent along, an upload, an allowed path, or an allowed host."""
 
 import base64
-import binascii
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +13,11 @@ from xgenvideo.errors import ConfigError
 FORMS = ("video_url", "input_video", "file")
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Sent:
-    """Bytes that came with the request."""
+    """Bytes that came with the request, in a file of its own."""
 
-    content: bytes
-
-    def __repr__(self) -> str:
-        return f"Sent({len(self.content)} bytes)"
+    path: Path
 
 
 @dataclass(frozen=True)
@@ -50,10 +47,14 @@ Source = Sent | Uploaded | Stored | Remote
 
 @dataclass(frozen=True)
 class Places:
-    """What may be opened besides what is sent: files below `folders`, addresses on `hosts`."""
+    """What may be opened besides what is sent: files below `folders`, addresses on `hosts`.
+
+    `incoming`: the folder of one request, where what it sends along is put; memory would have to hold all that wait.
+    """
 
     folders: tuple[Path, ...] = ()
     hosts: tuple[str, ...] = ()
+    incoming: Path | None = None
 
 
 def video_of(part: dict[str, Any], places: Places, max_mb: float) -> Source | None:
@@ -71,7 +72,7 @@ def video_of(part: dict[str, Any], places: Places, max_mb: float) -> Source | No
     if "file_id" in about:
         return Uploaded(str(about["file_id"]))
     if "data" in about:
-        return Sent(_base64(str(about["data"]), "input_video"))
+        return _sent(str(about["data"]), "input_video", places)
     return read_url(about.get("url", about.get("video_url", about.get("file_data"))), places, max_mb)
 
 
@@ -86,7 +87,7 @@ def read_url(url: object, places: Places, max_mb: float) -> Source:
         head, comma, data = url.partition(",")
         if not comma or not head.endswith(";base64"):
             raise ConfigError("video_url", head[:60], "a data URL must be base64: data:video/mp4;base64,...")
-        return Sent(_base64(data, "video_url"))
+        return _sent(data, "video_url", places)
     if "://" in url and not url.startswith("file://"):
         return _remote(url, places.hosts)
     if not places.folders:
@@ -94,11 +95,15 @@ def read_url(url: object, places: Places, max_mb: float) -> Source:
     return _stored(url.removeprefix("file://"), places.folders, max_mb)
 
 
-def _base64(data: str, setting: str) -> bytes:
+def _sent(data: str, setting: str, places: Places) -> Sent:
+    assert places.incoming is not None, "a request that may send a video has a folder"
     try:
-        return base64.b64decode(data, validate=True)
-    except binascii.Error as error:
+        content = base64.b64decode(data, validate=True)
+    except ValueError as error:
         raise ConfigError(setting, f"{data[:20]}...", f"is not base64 ({error})") from error
+    path = places.incoming / secrets.token_hex(8)
+    path.write_bytes(content)
+    return Sent(path)
 
 
 def _remote(url: str, hosts: Sequence[str]) -> Remote:

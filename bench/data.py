@@ -1,0 +1,349 @@
+"""The loader beside webdataset, LanceDB's loader, Energon, and decoding the source: pairs a second, same clips.
+
+Run: make bench-data. Peers are measured where they can be imported: pip install -c constraints.txt webdataset pylance
+megatron-energon. All give batches of the same pictures, made by the same function from the same JPEG frames (at most 64
+at 2 FPS, short side 256, cut to 224), padded in the same way; the source's side decodes the videos with PyAV as a plain
+PyTorch dataset would. Ours alone also verifies the shard's hash, and tokenises and packs the text. Sides take turns;
+each turn begins with a few batches that are not counted, so that nothing counted was made before. One thread each;
+"workers" are processes. Writes bench/results/data.json.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import itertools
+import json
+import os
+import platform
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from xgenvideo import recipes
+from xgenvideo.config import override
+from xgenvideo.data.dataset import Dataset as Clips
+from xgenvideo.data.frames import decode_frames, fit_square
+from xgenvideo.data.generate import generate
+from xgenvideo.data.loader import Loader
+from xgenvideo.data.shards import write_dataset
+from xgenvideo.data.text import texts
+from xgenvideo.data.tokenizer import Tokenizer, train_tokenizer
+from xgenvideo.data.video import nearest_frames, sample_video
+from xgenvideo.records import Sample
+
+PAIRS, FRAMES, FPS, SHORT_SIDE, SIZE, QUALITY = 8, 64, 2.0, 256, 224, 90
+ROUNDS, COUNTED, UNCOUNTED = 10, 8, 5
+SOURCE_BATCHES = 1  # decoding the source takes so long that one batch a turn is enough
+RESULTS = Path(__file__).parent / "results" / "data.json"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video file and its caption."""
+
+    path: Path
+    caption: str
+
+
+def clips_of(folder: Path) -> list[Clip]:
+    """Videos named in a folder's captions.jsonl or pairs.jsonl, those that can be sampled."""
+    name, key = ("captions.jsonl", "video") if (folder / "captions.jsonl").exists() else ("pairs.jsonl", "video")
+    lines = (json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines())
+    return [Clip(folder / line[key], line["caption"]) for line in lines]
+
+
+def write_clips(clips: Sequence[Clip], folder: Path) -> Clips:
+    """The clips as a dataset of ours, which is also one of WebDataset's."""
+
+    def samples() -> Iterator[Sample]:
+        for number, clip in enumerate(clips):
+            video = sample_video(clip.path, FPS, FRAMES, short_side=SHORT_SIDE)
+            jpegs = tuple(jpeg(frame) for frame in video.frames)
+            key = f"clip-{number:05d}"
+            pts = tuple(video.pts.tolist())
+            yield Sample(key, jpegs, pts, clip.caption, key, lineage={"path": str(clip.path)})
+
+    return write_dataset(folder, samples(), {"name": "bench"}, shard_bytes=16 * 2**20)
+
+
+def jpeg(frame: Any) -> bytes:
+    """A picture [H W 3] RGB as it is stored."""
+    found: bytes = cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes()
+    return found
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What the picture function needs of a sample."""
+
+    key: str
+    jpegs: Sequence[bytes]
+
+
+def pictures(key: str, jpegs: Sequence[bytes]) -> Tensor:
+    """JPEG frames to [F 3 S S], by our function on every side."""
+    return decode_frames(Stored(key, jpegs), SIZE)  # type: ignore[arg-type]
+
+
+def padded(samples: Sequence[tuple[Tensor, str]]) -> tuple[Tensor, list[str]]:
+    """Frames [B F 3 S S] padded with zeros, and captions."""
+    longest = max(len(frames) for frames, _ in samples)
+    batch = torch.zeros((len(samples), longest, 3, SIZE, SIZE), dtype=torch.uint8)
+    for row, (frames, _) in zip(batch, samples, strict=True):
+        row[: len(frames)] = frames
+    return batch, [caption for _, caption in samples]
+
+
+def start_worker(number: int) -> None:
+    """One thread for each process."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+
+
+def endless(batches: Callable[[], Any]) -> Iterator[Any]:
+    """One pass after the other."""
+    while True:
+        yield from batches()
+
+
+def process_options(workers: int) -> dict[str, Any]:
+    """What a DataLoader with processes is given on every side."""
+    if not workers:
+        return {"num_workers": 0}
+    return {
+        "num_workers": workers,
+        "worker_init_fn": start_worker,
+        "multiprocessing_context": "forkserver",
+        "persistent_workers": True,
+    }
+
+
+def ours(dataset: Clips, tokenizer: Tokenizer, workers: int, scratch: Path) -> Iterator[Any]:
+    """Our loader."""
+    settings = [f"model.vision.image_size={SIZE}", f"data.frames={FRAMES}", "data.text_tokens=128"]
+    settings += [f"train.global_batch_pairs={PAIRS}", f"layout.microbatch_pairs={PAIRS}", f"data.workers={workers}"]
+    loader = Loader(dataset, tokenizer, override(recipes.find("tiny"), settings))
+    while True:
+        yield loader.next_batch()
+
+
+def webdataset_sample(sample: dict[str, Any]) -> tuple[Tensor, str]:
+    """One sample of our shards as webdataset reads them."""
+    jpegs = [sample[name] for name in sorted(name for name in sample if name.endswith(".jpg"))]
+    return pictures(sample["__key__"], jpegs), json.loads(sample["json"])["caption"]
+
+
+def by_webdataset(dataset: Clips, tokenizer: Tokenizer, workers: int, scratch: Path) -> Iterator[Any]:
+    """The same shards by webdataset, shuffled in a buffer of 100."""
+    wds = importlib.import_module("webdataset")
+    shards = sorted(str(path) for path in dataset.folder.glob("*.tar"))
+
+    def passes() -> Any:
+        found = wds.WebDataset(shards, shardshuffle=len(shards), seed=1, empty_check=False).shuffle(100)
+        return found.map(webdataset_sample).batched(PAIRS, collation_fn=padded)
+
+    loader = wds.WebLoader(passes().repeat(), batch_size=None, **process_options(workers))
+    return iter(loader)
+
+
+class Decoded(Dataset[Any]):
+    """Rows of a Lance dataset as pictures."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, str]]:
+        """The rows of a batch in one read."""
+        return [(pictures(row["key"], row["jpegs"]), row["caption"]) for row in self.rows.__getitems__(indices)]
+
+
+def by_lance(dataset: Clips, tokenizer: Tokenizer, workers: int, scratch: Path) -> Iterator[Any]:
+    """The same frames in a Lance dataset by LanceDB's loader for PyTorch, shuffled whole."""
+    lance, loading = importlib.import_module("lance"), importlib.import_module("lance.torch.data")
+    path = scratch / "clips.lance"
+    if not path.exists():
+        found = [dataset.read_row(row) for row in dataset.rows("train")]
+        columns = {name: [getattr(sample, name) for sample in found] for name in ("key", "caption")}
+        columns |= {"jpegs": [list(sample.jpegs) for sample in found], "pts": [list(sample.pts) for sample in found]}
+        lance.write_dataset(pa.table(columns), str(path))
+    rows = Decoded(loading.SafeLanceDataset(str(path)))
+    loader = DataLoader(
+        rows, batch_size=PAIRS, shuffle=True, collate_fn=padded, drop_last=True, **process_options(workers)
+    )
+    return endless(lambda: loader)
+
+
+def by_energon(dataset: Clips, tokenizer: Tokenizer, workers: int, scratch: Path) -> Iterator[Any]:
+    """The same shards by Megatron Energon, shuffled in a buffer of 100."""
+    energon = importlib.import_module("megatron.energon")
+    from energon_side import encoder, prepared
+
+    settings = energon.WorkerConfig(rank=0, world_size=1, num_workers=workers)
+    found = energon.get_train_dataset(
+        prepared(dataset.folder, scratch / "energon"),
+        batch_size=PAIRS,
+        shuffle_buffer_size=100,
+        max_samples_per_sequence=None,
+        worker_config=settings,
+        task_encoder=encoder(webdataset_sample, padded),
+    )
+    return iter(energon.get_loader(found))
+
+
+class Sources(Dataset[Any]):
+    """The videos themselves, decoded from their start to their end as a plain dataset does."""
+
+    def __init__(self, paths: Sequence[str], captions: Sequence[str]) -> None:
+        self.paths, self.captions = paths, captions
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, str]:
+        import av
+
+        with av.open(self.paths[number]) as container:
+            container.streams.video[0].thread_count = 1
+            frames = list(container.decode(video=0))
+        times = np.array([frame.time or 0.0 for frame in frames])
+        chosen = [frames[i] for i in nearest_frames(times - times[0], FPS, FRAMES)]
+        made = np.stack([self._picture(frame) for frame in chosen])
+        return torch.from_numpy(made), self.captions[number]
+
+    @staticmethod
+    def _picture(frame: Any) -> Any:
+        scale = min(1.0, SHORT_SIDE / min(frame.width, frame.height))
+        size = round(frame.width * scale), round(frame.height * scale)
+        return fit_square(frame.reformat(*size, format="rgb24").to_ndarray(), SIZE).transpose(2, 0, 1)
+
+
+def from_source(dataset: Clips, tokenizer: Tokenizer, workers: int, scratch: Path) -> Iterator[Any]:
+    """PyAV in a PyTorch DataLoader."""
+    rows = list(dataset.rows("train"))
+    sources = Sources([row.lineage["path"] for row in rows], [row.caption for row in rows])
+    return endless(
+        lambda: DataLoader(sources, batch_size=PAIRS, shuffle=True, collate_fn=padded, **process_options(workers))
+    )
+
+
+Side = Callable[[Clips, Tokenizer, int, Path], Iterator[Any]]
+SIDES: dict[str, tuple[str, str, Side]] = {
+    "ours": ("", "", ours),
+    "webdataset": ("webdataset", "webdataset", by_webdataset),
+    "lance": ("lance", "pylance", by_lance),
+    "energon": ("megatron.energon", "megatron-energon", by_energon),
+    "source": ("", "", from_source),
+}
+
+
+def importable(module: str) -> bool:
+    """Whether a peer is there."""
+    try:
+        return not module or importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def turn(batches: Iterator[Any], count: int, uncounted: int) -> tuple[float, float]:
+    """Wall and processor seconds a pair of `count` batches, after some that are not counted."""
+    for _ in itertools.islice(batches, uncounted):
+        pass
+    wall, busy = time.perf_counter(), time.process_time()
+    pairs = sum(pairs_of(batch) for batch in itertools.islice(batches, count))
+    return (time.perf_counter() - wall) / pairs, (time.process_time() - busy) / pairs
+
+
+def pairs_of(batch: Any) -> int:
+    """How many clips a batch of any side holds."""
+    return len(batch) if hasattr(batch, "keys") else len(batch[1])
+
+
+def measure(sides: dict[str, Iterator[Any]], rounds: int) -> dict[str, dict[str, Any]]:
+    """Median pairs a second of every side, and ours over each, by round."""
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+    for number in range(rounds + 1):
+        for name in random.Random(number).sample(list(sides), len(sides)):
+            source = name == "source"
+            found = turn(sides[name], SOURCE_BATCHES if source else COUNTED, 0 if source else UNCOUNTED)
+            if number:
+                taken[name].append(found)
+    rows = {}
+    for name, seconds in taken.items():
+        ratios = [theirs[0] / mine[0] for mine, theirs in zip(taken["ours"], seconds, strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        rows[name] = {
+            "pairs_per_second": round(1 / statistics.median(wall for wall, _ in seconds), 1),
+            "processor_ms_a_pair": round(1e3 * statistics.median(busy for _, busy in seconds), 2),
+            "ours_times_as_fast": round(middle, 2),
+            "quartiles": [round(low, 2), round(high, 2)],
+        }
+    return rows
+
+
+def run(folder: Path, name: str, rounds: int, workers: Sequence[int]) -> dict[str, Any]:
+    """One set of clips, with every number of processes."""
+    with tempfile.TemporaryDirectory() as scratch:
+        dataset = write_clips(clips_of(folder), Path(scratch) / "dataset")
+        tokenizer = train_tokenizer(texts(dataset.rows("train")), 1024)
+        there = {name: start for name, (module, _, start) in SIDES.items() if importable(module)}
+        found: dict[str, Any] = {}
+        for count in workers:
+            sides = {name: start(dataset, tokenizer, count, Path(scratch)) for name, start in there.items()}
+            found[f"{count} workers"] = measure(sides, rounds)
+            print(name, count, json.dumps(found[f"{count} workers"], indent=1), flush=True)
+        frames = sum(row.frames for row in dataset.rows("train"))
+        return {"clips": len(dataset), "frames": frames, "workers": found}
+
+
+def main() -> None:
+    """Measure on generated clips, and on a folder of one's own where it is given."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--clips", type=Path, help="a folder with captions.jsonl or pairs.jsonl and the videos it names"
+    )
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    asked = parser.parse_args()
+    start_worker(0)
+    rows = {}
+    with tempfile.TemporaryDirectory() as folder:
+        generate(Path(folder) / "clips", 160, 0, 0.0)
+        rows["generated clips"] = run(Path(folder) / "clips", "generated", asked.rounds, asked.workers)
+    if asked.clips:
+        rows[f"clips of {asked.clips.name}"] = run(asked.clips, asked.clips.name, asked.rounds, asked.workers)
+    packages = {name: version(package) for name, (module, package, _) in SIDES.items() if module and importable(module)}
+    about = {
+        "batch": PAIRS,
+        "pictures": f"{FPS:g} FPS, at most {FRAMES}, short side {SHORT_SIDE}, {SIZE} x {SIZE}",
+        "rounds": asked.rounds,
+        "peers": packages,
+        "missing": [name for name, (module, _, _) in SIDES.items() if not importable(module)],
+        "cores": os.cpu_count(),
+        "load_average_at_end": round(os.getloadavg()[0], 2),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    asked.out.write_text(json.dumps({"about": about, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""The steps that judge captions, pictures and safety: stored scores taken or made, then thresholds."""
+
+import dataclasses
+import threading
+from functools import cache
+from pathlib import Path
+
+from xgenvideo.curate.captions import alike, judge_caption, mask_personal
+from xgenvideo.curate.picture import judge_picture
+from xgenvideo.curate.safety import SafetyModel, judge_safety, read_blocked
+from xgenvideo.curate.stages import Item, Workplace, content_hash, in_threads
+
+
+def judge_captions(items: list[Item], work: Workplace) -> None:
+    """Personal data masked, then what is said; captions are compared over all items."""
+    captions = []
+    for item in items:
+        assert item.entry.pair is not None, f"{item.entry.name} has no record"
+        if work.settings.mask_personal:
+            caption = mask_personal(item.entry.pair.caption)
+            item.entry = dataclasses.replace(item.entry, pair=dataclasses.replace(item.entry.pair, caption=caption))
+        captions.append(item.entry.pair.caption if item.entry.pair else "")
+    for item, caption, others in zip(items, captions, alike(captions), strict=True):
+        item.decisions.append(judge_caption(caption, others, work.settings))
+
+
+def judge_pictures(items: list[Item], work: Workplace) -> None:
+    """By the scores that decoding left."""
+    for item in items:
+        item.decisions.append(judge_picture(item.facts["picture"], work.settings))
+
+
+def judge_safeties(items: list[Item], work: Workplace) -> None:
+    """The list of blocked files where there is one, and the classifier on a few frames."""
+    settings = work.settings
+    blocked = read_blocked(settings.blocked_hashes) if settings.blocked_hashes else frozenset[str]()
+    models = threading.local()
+
+    def score(content: str) -> float:
+        if not hasattr(models, "model"):
+            models.model = SafetyModel()
+        return float(models.model.score(work.read_clip(content).frames(settings.safety_frames)))
+
+    missing = sorted({str(item.content) for item in items if str(item.content) not in work.safety})
+    for content, value in work.tell("safety", in_threads(score, missing, settings), len(missing)):
+        work.safety.put(content, {"unsafe": round(value, 4)})
+
+    @cache
+    def hashed(path: Path) -> str | None:
+        return content_hash(path)
+
+    for item in items:
+        file_hash = hashed(item.entry.path) if blocked and item.entry.path is not None else None
+        unsafe = work.safety[str(item.content)]["unsafe"]
+        item.decisions.append(judge_safety(file_hash, unsafe, blocked, settings))

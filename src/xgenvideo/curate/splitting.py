@@ -1,0 +1,86 @@
+"""From the shots of a source to the clips that curation goes on with."""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from xgenvideo.curate.pairs import Entry
+from xgenvideo.curate.settings import CurateSettings
+from xgenvideo.curate.shots import Shot, ShotModel, find_shots
+from xgenvideo.curate.stages import Workplace, clip_hash, content_hash
+from xgenvideo.curate.workers import DecodePool
+
+
+def split_shots(entries: list[Entry], work: Workplace) -> list[Entry]:
+    """Clips of the shots of every input; one that cannot be scanned stays whole, for decoding to say why."""
+    settings = work.settings
+    folder = work.folder / "scans"
+    folder.mkdir(exist_ok=True)
+    hashes = [clip_hash(content_hash(entry.path), entry) if entry.path is not None else None for entry in entries]
+    jobs = {
+        content: {"path": str(entry.path), "out": str(folder / f"{content[:32]}.npz"), "start": entry.start,
+                  "end": entry.end, "max_seconds": settings.max_scan_seconds}
+        for entry, content in zip(entries, hashes, strict=True)
+        if content is not None and content not in work.shots
+    }  # fmt: skip
+    model = ShotModel() if jobs and settings.split_shots == "transnetv2" else None
+    processes = min(settings.processes, max(1, len(jobs)))
+    with DecodePool(processes, settings.scan_seconds, settings.decode_memory_mb) as pool:
+        for content, answer in work.tell("shots", pool.run(jobs.items()), len(jobs)):
+            if "frames" in answer:
+                path = Path(str(jobs[content]["out"]))
+                with np.load(path, allow_pickle=False) as scan:
+                    frames, times = scan["frames"], scan["times"]
+                path.unlink()
+                found = find_shots(frames, times, answer["seconds"], model.chances(frames) if model else None)
+                work.shots.put(content, {"shots": found})
+    return [
+        clip
+        for entry, content in zip(entries, hashes, strict=True)
+        for clip in (
+            as_clips(entry, work.shots[content]["shots"], settings)
+            if content is not None and entry.pair is not None and content in work.shots
+            else [entry]
+        )
+    ]
+
+
+def as_clips(entry: Entry, shots: list[Shot], settings: CurateSettings) -> Iterator[Entry]:
+    """The clips of an input: one for each shot, numbered, cut evenly where a shot is longer than a clip may be.
+
+    Shots shorter than a clip may be come back with a reason, so that they are counted. An input that is one shot of a
+    fitting length stays as it is. Times are of the source video.
+    """
+    assert entry.pair is not None, f"{entry.name} has no record"
+    pieces = []
+    for start, end in shots:
+        parts = max(1, math.ceil((end - start) / settings.max_clip_seconds - 1e-6))
+        pieces += [
+            (start + (end - start) * part / parts, start + (end - start) * (part + 1) / parts) for part in range(parts)
+        ]
+    if len(pieces) == 1 and pieces[0][1] - pieces[0][0] >= settings.min_clip_seconds:
+        yield entry
+        return
+    for number, (start, end) in enumerate(pieces):
+        key = f"{_short(entry.pair.key)}-shot{number}"
+        pair = dataclasses.replace(entry.pair, key=key, twin=None, questions=())
+        fits = end - start >= settings.min_clip_seconds
+        yield dataclasses.replace(
+            entry,
+            name=key,
+            pair=pair,
+            start=round(entry.start + start, 6),
+            end=round(entry.start + end, 6),
+            reason=None if fits else "shot_too_short",
+            detail="" if fits else f"{end - start:.2f} s, at least {settings.min_clip_seconds:g} s",
+            step=entry.step if fits else "shots",
+        )
+
+
+def _short(key: str) -> str:
+    """The key, with a hash for its end where a number behind it would make it longer than a key may be (80)."""
+    return key if len(key) <= 68 else f"{key[:55]}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
