@@ -115,3 +115,14 @@ def write_film(path: Path, frames: np.ndarray) -> None:
             large = cv2.resize(frame, (192, 108), interpolation=cv2.INTER_LINEAR)
             file.mux(stream.encode(av.VideoFrame.from_ndarray(large, format="rgb24")))
         file.mux(stream.encode(None))
+
+
+def test_hostile_files_are_looked_through_and_counted_as_ever(
+    broken: tuple[Path, Path, dict[str, str | None]], tmp_path: Path
+) -> None:
+    root, _, expected = broken
+    settings = CurateSettings(split_shots="light", min_clip_seconds=0.5, steps=(), vocabulary=300, workers=2)
+    summary = curate(root, tmp_path / "out", settings)
+    assert summary.pairs_in == len(expected)
+    rows = [json.loads(line) for line in (tmp_path / "out" / "audit.jsonl").read_text().splitlines()]
+    assert {str(row["number"]): row["reason"] for row in rows} == expected

@@ -22,8 +22,8 @@ def read_example(
 ) -> Example:
     """One sample: at most `config.data.frames` frames from frame `first` on, as features where there is a cache.
 
-    Frames are put into `room` [R 3 S S] where that is given and has enough rows. Raises MediaError for frames that are no
-    pictures, DataError for a corrupt shard.
+    Frames are put into `room` [R 3 S S] where that is given and has enough rows. Raises MediaError for frames that are
+    no pictures, DataError for a corrupt shard.
     """
     last = min(row.frames, first + config.data.frames)
     pts = torch.tensor(row.pts[first:last], dtype=torch.float32)

@@ -21,8 +21,8 @@ def decode_frames(
 ) -> Tensor:
     """Frames (all, or those of `indices`) -> [F 3 S S] uint8 RGB with S = `image_size`.
 
-    They are the first rows of `room` [R 3 S S], where that has enough. Raises MediaError `undecodable_frame` for a frame
-    that is no picture.
+    They are the first rows of `room` [R 3 S S], where that has enough. Raises MediaError `undecodable_frame` for
+    a frame that is no picture.
     """
     chosen = range(len(sample.jpegs)) if indices is None else indices
     if room is None or len(room) < len(chosen):

@@ -28,9 +28,11 @@ CELL, EDGE = 64, 72
 class Cell:
     """What was found of `needles` clips hidden at `position` (share of the length) of videos of `seconds`.
 
-    `found`: the best of `moments` moments for the clip's caption has its middle inside the clip. Of `questions` about
-    the clips: `answered` from the moment found, `answered_by_question` from the one that fits the question itself best,
-    `answered_at_once` from the latents of all windows together; right is the likeliest option, and luck gives `lucky`.
+    `found`: the best of `moments` moments for the clip's caption has its middle inside the clip; `found_by_things`: the
+    same for the names of what it shows, in the order of the alphabet, which give no answer away. Of `questions` about
+    the clips: `answered` from the moment found by things, `answered_by_question` from the one that fits the question
+    itself best, `answered_at_once` from the latents of all windows together; right is the likeliest option, and luck
+    gives `lucky`.
     """
 
     seconds: int
@@ -38,6 +40,7 @@ class Cell:
     needles: int
     moments: int
     found: int
+    found_by_things: int
     questions: int
     answered: int
     answered_by_question: int
@@ -97,6 +100,12 @@ def _things(scene: Scene) -> set[str]:
     return {placed.thing.name for state in scene.states for placed in state}
 
 
+def _named(scene: Scene) -> str:
+    """What is to be seen, in a text like a caption: "A blue ring and a red circle."."""
+    names = sorted({placed.thing.a_name for state in scene.states for placed in state})
+    return f"{' and '.join(names).capitalize()}."
+
+
 @torch.inference_mode()
 def _encode(release: Release, scene: Scene) -> Tensor:
     """Features [N P Wv] of a scene's key frames."""
@@ -108,7 +117,7 @@ def _encode(release: Release, scene: Scene) -> Tensor:
 
 
 def _cell(release: Release, hidden: Sequence[Needle], seconds: int, position: float) -> Cell:
-    found = read = 0
+    found = by_things = read = 0
     answered = by_question = at_once = 0
     questions = [question for needle in hidden for question in needle.scene.questions]
     for needle in hidden:
@@ -117,16 +126,17 @@ def _cell(release: Release, hidden: Sequence[Needle], seconds: int, position: fl
         end = start + len(needle.features)
         features[start:end] = needle.features
         seen = read_moments(release, _windows(release, features))
-        best = rank_by_caption(release, seen, needle.scene.caption)[0]
+        best = [rank_by_caption(release, seen, text)[0] for text in (needle.scene.caption, _named(needle.scene))]
         read = len(seen.spans)
-        found += start <= DRAWN_FPS * sum(seen.spans[best]) / 2 <= end
+        inside = [start <= DRAWN_FPS * sum(seen.spans[number]) / 2 <= end for number in best]
+        found, by_things = found + inside[0], by_things + inside[1]
         together = _at_once(release, features)
         for question in needle.scene.questions:
-            right = _right(release, question, seen, best, together)
+            right = _right(release, question, seen, best[1], together)
             answered, by_question, at_once = answered + right[0], by_question + right[1], at_once + right[2]
     lucky = sum(1 / len(question.options) for question in questions)
     asked = len(questions)
-    return Cell(seconds, position, len(hidden), read, found, asked, answered, by_question, at_once, lucky)
+    return Cell(seconds, position, len(hidden), read, found, by_things, asked, answered, by_question, at_once, lucky)
 
 
 def _right(release: Release, question: Question, seen: Moments, best: int, together: Tensor) -> list[bool]:
@@ -163,7 +173,7 @@ def heat_map(cells: Sequence[Cell]) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * panel + 24} {height}" font-family="sans-serif">'
     ]
-    titles = ("clip found by its caption", "questions answered from the moment found")
+    titles = ("clip found by its caption", "questions answered, told what to look for")
     for number, title in enumerate(titles):
         left = number * (panel + 24)
         parts.append(f'<text x="{left + EDGE}" y="20" font-size="14">{title}</text>')
@@ -190,7 +200,9 @@ def _square(x: float, y: float, found: int, of: int) -> str:
 def report(cells: Sequence[Cell]) -> dict[str, Any]:
     """The grid as JSON values, and over all cells the shares found and answered, against what luck gives."""
     needles, questions = sum(cell.needles for cell in cells), sum(cell.questions for cell in cells)
-    shares = {"found": sum(cell.found for cell in cells) / max(1, needles)}
+    shares = {
+        name: sum(getattr(cell, name) for cell in cells) / max(1, needles) for name in ("found", "found_by_things")
+    }
     for name in ("answered", "answered_by_question", "answered_at_once", "lucky"):
         shares[name] = sum(getattr(cell, name) for cell in cells) / max(1, questions)
     return {"cells": [vars(cell) for cell in cells], **shares}
