@@ -235,7 +235,7 @@ def test_a_state_of_something_else_is_refused(
     ):
         with pytest.raises(DataError, match=message):
             loader.load_state(good | change)
-    with pytest.raises(DataError, match="has no epoch, fingerprint"):
+    with pytest.raises(DataError, match="has no blend, epoch, fingerprint"):
         loader.load_state({"samples_consumed": 4})
     assert loader.state() == good
 
@@ -282,7 +282,7 @@ def test_a_bad_sample_is_replaced_the_same_way_every_time(
     for _ in range(8):
         one_by_one.next_batch()
         counts.append(one_by_one.substituted)
-    bad = one_by_one._order.permutation(0).tolist().index(damaged.keys("train").index("clip1-a"))
+    bad = one_by_one._maker.parts[0].order.permutation(0).tolist().index(damaged.keys("train").index("clip1-a"))
     assert counts == [0] * bad + [1] * (8 - bad), "a prefetched substitute counts with its batch"
 
 

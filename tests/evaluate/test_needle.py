@@ -74,6 +74,14 @@ def test_only_the_moment_that_shows_the_needle_counts_as_found(
     assert [cell.found for cell in needle_grid(release, (128,), (0.0, 0.5, 1.0), needles=1)] == [0, 0, 0]
 
 
+def test_the_names_that_are_looked_for_tell_twins_answers_apart_by_nothing() -> None:
+    """Twins have other right answers to the same questions, and the same names."""
+    for number in range(20):
+        one, other = make_twins(11, number)
+        assert needle._named(one) == needle._named(other)
+        assert all(thing.removeprefix("the ") in needle._named(one).lower() for thing in needle._things(one))
+
+
 def test_the_map_has_a_cell_for_each_and_the_report_adds_up(release: Release) -> None:
     cells = needle_grid(release, (40,), (0.0, 1.0), needles=1)
     drawn = ElementTree.fromstring(heat_map(cells))

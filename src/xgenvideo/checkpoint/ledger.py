@@ -28,7 +28,7 @@ class Ledger:
     """Writes one rank's file of one attempt. Every rank of the job opens one, at the same point."""
 
     def __init__(self, out: Path, ranks: Ranks, resumed_step: int, epoch_samples: int) -> None:
-        """`resumed_step`: steps done already; `epoch_samples`: samples of an epoch."""
+        """`resumed_step`: steps done already; `epoch_samples`: samples of an epoch, 0 where there is no common one."""
         folder = out / LEDGER
         self.attempt: int = ranks.together(
             lambda: _attempts(folder) if ranks.rank == 0 else 0, lambda found: [found[0] + 1] * ranks.size
@@ -103,7 +103,8 @@ class Account:
     ends: dict[int, int] = field(default_factory=dict, repr=False)
 
     def __str__(self) -> str:
-        epochs = ", ".join(f"epoch {epoch}: {count}" for epoch, count in sorted(self.epochs.items()))
+        counts = (f"epoch {epoch}: {count}" for epoch, count in sorted(self.epochs.items()))
+        epochs = ", ".join(counts) or "each dataset in epochs of its own"
         told = f"{self.samples} samples in {self.steps} steps, {self.attempts} attempts on {self.layouts} ranks"
         return f"{told}; {epochs}; lost {self.lost}, replayed {self.replayed}, {self.steps_redone} steps redone"
 
@@ -203,6 +204,8 @@ def _add_up(attempts: list[_Attempt], account: Account) -> None:
 
 def _check_epochs(keys: dict[int, str], size: int, account: Account) -> None:
     """A key twice in an epoch is one too many, but for those that took the place of one that could not be read."""
+    if not size:
+        return
     epochs: dict[int, Counter[str]] = {}
     for position, key in keys.items():
         epochs.setdefault(position // size, Counter())[key] += 1

@@ -149,6 +149,8 @@ def _check_data(config: RunConfig) -> None:
     rule = f"must be 1 to model.resampler.frame_slots = {slots}"
     _rule(1 <= data.frames <= slots, "data.frames", data.frames, rule)
     _rule(data.bucket_batches >= 0, "data.bucket_batches", data.bucket_batches, "must be 0 or more")
+    rule = "cannot be used with data.cache_features=true, which keeps the features of one dataset"
+    _rule(not (data.blend and data.cache_features), "data.blend", data.blend, rule)
     _rule(data.workers >= 0, "data.workers", data.workers, "must be 0 or more processes of each rank")
     timeout = data.worker_timeout_seconds
     _rule(timeout > 0, "data.worker_timeout_seconds", timeout, "must be more than 0 seconds")

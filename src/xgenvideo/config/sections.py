@@ -148,9 +148,11 @@ class DataConfig:
     `worker_timeout_seconds` is replaced. `bad_share`: a run stops when more of its samples cannot be read.
     `tokenizer`: a published model's folder or tokenizer.json to read texts with; "dataset" or empty: the dataset's own.
     `bucket_batches`: within so many batches, samples are sorted by length, so that less padding is computed; 0: none.
+    `blend`: further datasets and the share of all samples that each gives, PATH=0.3,PATH=0.1; `shards` gives the rest.
     """
 
     shards: str = ""
+    blend: str = ""
     tokenizer: str = ""
     frames: int = 64
     fps: float = 2.0

@@ -73,7 +73,10 @@ def scan_job(job: dict[str, Any]) -> dict[str, Any]:
     temporary = Path(job["out"] + ".part.npz")
     np.savez(temporary, frames=np.stack(small), times=sampled.pts - start)
     temporary.replace(job["out"])
-    return {"frames": len(small), "seconds": round(min(sampled.seconds, end or math.inf) - start, 6)}
+    return {
+        "frames": len(small),
+        "seconds": round(min(sampled.seconds - start, (end or math.inf) - start, job["max_seconds"]), 6),
+    }
 
 
 def _sample(

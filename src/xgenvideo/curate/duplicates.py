@@ -25,9 +25,9 @@ MAX_BUCKET = 200
 STILL_LEVELS = 0.5  # of 255, over what encoding leaves in a picture of 16 x 16
 # Windows of the picture that a copy may show: left, top and side, as fractions. A tenth cut off, from any sides.
 WINDOWS = ((0.0, 0.0, 1.0), *((0.05 * x, 0.05 * y, 0.9) for x, y in product(range(3), range(3))))
-# Correlation of the mean pictures under the best window. Where much moves, fewer frames make a shakier mean: the least
-# is multiplied by the share of the mean's variance that is the picture's own.
-MIN_LOOK = 0.92
+# Correlation of the mean pictures under the best window. Where much changes from one frame to the next, the mean hangs
+# on when they were taken: the least is multiplied by the share of the mean's variance that is the picture's own.
+MIN_LOOK = 0.94
 WORST = 0.15  # quantile of the moments that decides
 NEAR_SECONDS = 0.3  # sampling at 2 FPS shows a moment up to a quarter second off
 JITTER = 0.5  # share of the change to the neighbouring moments that is put down to that
@@ -59,7 +59,9 @@ def fingerprint(
     kept = thumbs[places]
     mean = kept.astype(np.float32).mean(axis=0)
     looks = np.stack([_unit(_window(mean[None], number)) for number in range(len(WINDOWS))])
-    steadiness = float(mean.var() / max(1e-6, mean.var() + np.mean((kept - mean) ** 2) / len(kept)))
+    steps = np.diff(kept.astype(np.float32), axis=0)
+    shaky = 0.5 * float((steps**2).mean()) / len(kept) if len(kept) > 1 else 0.0
+    steadiness = float(mean.var() / max(1e-6, mean.var() + shaky))
     return Fingerprint(kept, pts[places], looks, _moves(thumbs, pts), steadiness, seconds, rank)
 
 
@@ -106,7 +108,7 @@ def likeness(one: Fingerprint, two: Fingerprint) -> float:
 def _verify(first: Pictures, one: Fingerprint, two: Fingerprint) -> float:
     """The likeness of `one`, whose pictures as `two` may show them are `first` [M 16 16 3]."""
     x, y = first.reshape(len(first), -1), two.thumbs.reshape(len(two.thumbs), -1).astype(np.float32)
-    if abs(float(x.mean() - y.mean())) > 48:
+    if abs(float(x.mean() - y.mean())) > 32:
         return 0.0
     gain = float(np.clip(y.std() / max(1e-3, float(x.std())), 0.7, 1.4))
     x, y = (x - x.mean()) * gain, y - y.mean()

@@ -1,27 +1,26 @@
 """The journey of curation: read, decode, judge step by step, write. Run: `xgv curate FOLDER --out DATASET`.
 
 Every score is stored as it is made, in DATASET.work beside the dataset: a killed run goes on, a finished one stays.
+Decoders and models run in child processes, a unit of the input at a time (`units.py`).
 """
 
 import hashlib
 import json
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from xgenvideo.curate import stages
 from xgenvideo.curate.clips import read_clip
-from xgenvideo.curate.meaning import judge_alignments
 from xgenvideo.curate.pairs import choose_split
-from xgenvideo.curate.quality import judge_captions, judge_pictures, judge_safeties
 from xgenvideo.curate.report import write_report
 from xgenvideo.curate.settings import CurateSettings
 from xgenvideo.curate.sources import read_source
 from xgenvideo.curate.splitting import split_shots
 from xgenvideo.curate.stages import Item, Progress, Workplace
+from xgenvideo.curate.steps import FUNNEL, OF_ALL, OF_CLIPS, OF_RECORDS, judge
+from xgenvideo.curate.units import describe, run_units, write_whole
 from xgenvideo.data.shards import write_dataset
 from xgenvideo.data.text import texts
 from xgenvideo.data.tokenizer import train_tokenizer
@@ -82,31 +81,16 @@ def curate(
     with Workplace(folder, settings, progress) as place:
         if settings.split_shots:
             items = [Item(number, entry) for number, entry in enumerate(split_shots(entries, place))]
-        _judge(items, place)
+        judge(items, place, OF_RECORDS)
+        run_units([item for item in items if item.kept], place)
+    with Workplace(folder, settings, progress) as place:  # with what the units have stored
+        judge(items, place, OF_CLIPS + OF_ALL)
         _publish(items, place, out)
         summary = _summary(items, out, signature)
         write_report(out / "report.html", items, summary.to_dict(), settings, place.read_clip)
     record = summary.to_dict() | {"settings": settings.to_dict(), "work": str(folder)}
-    _write_whole(out / "curation.json", json.dumps(record, indent=1))
+    write_whole(out / "curation.json", json.dumps(record, indent=1))
     return summary
-
-
-def _judge(items: list[Item], work: Workplace) -> None:
-    """Every step in order, cheap ones first; each sees only what is still kept."""
-    steps: tuple[tuple[str, Callable[[list[Item], Workplace], None]], ...] = (
-        ("language", stages.judge_languages),
-        ("captions", judge_captions),
-        ("decode", stages.decode),
-        ("motion", stages.judge_motions),
-        ("picture", judge_pictures),
-        ("text_overlay", stages.judge_texts),
-        ("safety", judge_safeties),
-        ("alignment", judge_alignments),
-        ("duplicates", stages.judge_duplicates),
-    )
-    for name, judge in steps:
-        if name == "decode" or name in work.settings.steps:
-            judge([item for item in items if item.kept], work)
 
 
 def _publish(items: list[Item], work: Workplace, out: Path) -> None:
@@ -126,7 +110,7 @@ def _publish(items: list[Item], work: Workplace, out: Path) -> None:
     elif out.exists() and any(out.iterdir()):
         raise DataError(f"{out}: holds something else, and nothing of the input was kept; give a new folder")
     out.mkdir(parents=True, exist_ok=True)
-    _write_whole(out / "audit.jsonl", "".join(json.dumps(item.to_dict()) + "\n" for item in items))
+    write_whole(out / "audit.jsonl", "".join(json.dumps(item.to_dict()) + "\n" for item in items))
 
 
 def _samples(kept: Iterable[Item], work: Workplace) -> Iterator[Sample]:
@@ -176,8 +160,7 @@ def _funnel(items: list[Item]) -> dict[str, int]:
     """How many inputs are left after each step."""
     left, funnel = len(items), {"inputs": len(items)}
     lost = Counter(item.lost_at for item in items if not item.kept)
-    steps = ("read", "select", "shots", "language", "captions", "decode", "motion", "picture", "text_overlay", "safety")
-    for step in (*steps, "alignment", "duplicates"):
+    for step in FUNNEL:
         left -= lost[step]
         funnel[step] = left
     return funnel
@@ -185,15 +168,7 @@ def _funnel(items: list[Item]) -> dict[str, int]:
 
 def _signature(items: list[Item], settings: CurateSettings) -> str:
     """Hash of the records, of the files' sizes and times, and of the settings."""
-    digest = hashlib.sha256(f"{VERSION} {settings.signature()}".encode())
-    for item in items:
-        entry = item.entry
-        values = (entry.name, entry.pair, entry.reason, entry.start, entry.end, entry.scores)
-        digest.update(repr(values).encode("utf-8", "backslashreplace"))
-        if item.entry.path is not None and item.entry.path.is_file():
-            status = item.entry.path.stat()
-            digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
-    return digest.hexdigest()
+    return hashlib.sha256(f"{VERSION} {settings.signature()} {describe(items)}".encode()).hexdigest()
 
 
 def _finished(out: Path, signature: str) -> CurateSummary | None:
@@ -209,13 +184,3 @@ def _finished(out: Path, signature: str) -> CurateSummary | None:
     values.pop("settings")
     values.pop("work", None)
     return CurateSummary(**(values | {"out": out}))
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write under a temporary name, sync, then rename."""
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -34,12 +34,17 @@ class CurateSettings:
     workers: int = 0  # 0: one per core
     decode_seconds: float = 60.0
     decode_memory_mb: int = 3072
+    # Models run in a child process, over so many pairs; killed by one of them, the child costs that pair. Its models
+    # take 1 to 2 GB. A unit that says nothing for so long is given up.
+    unit_pairs: int = 10_000
+    unit_memory_mb: int = 8192
+    unit_seconds: float = 1800.0
     # Shots: "" leaves clips whole, so that one with a cut inside is dropped as joined; "light" and "transnetv2" make a
     # clip of every shot, 2 to 60 seconds long (what Panda-70M and InternVid keep, arXiv 2402.19479 and 2307.06942).
     split_shots: str = ""
     min_clip_seconds: float = 2.0
     max_clip_seconds: float = 60.0
-    max_scan_seconds: float = 3600.0  # of a source: 4 MB a minute of frames are held while it is looked through
+    max_scan_seconds: float = 3600.0  # of a source; what comes later is not used (7 MB of frames a minute are held)
     scan_seconds: float = 600.0  # after which looking through one file is given up
     # Captions. Below 5 words or 25 letters the language model guesses; 0.4 is what web-scale filters use at most
     # (datatrove keeps 0.65 for whole pages; captions are single sentences).
@@ -114,7 +119,7 @@ class CurateSettings:
     min_colour_grounding: float = 0.5  # share of a caption's colour words that must be visible
     # Near duplicates: likeness of the worst moments and of the ground. Of copies of 88 real and 160 generated clips
     # (another encoding, a third of the size, a tenth cut off, 1.1 times the speed) 99 % have more; of other pairs none.
-    min_duplicate_likeness: float = 0.62
+    min_duplicate_likeness: float = 0.64
     # Share of sources held out where a pair does not say its split.
     heldout_share: float = 0.1
     vocabulary: int = 4096
@@ -135,7 +140,8 @@ class CurateSettings:
             raise ConfigError("curate.min_clip_seconds", self.min_clip_seconds, why)
         if not 0 <= self.heldout_share < 1:
             raise ConfigError("curate.heldout_share", self.heldout_share, "must be at least 0 and below 1")
-        for name in ("fps", "max_frames", "short_side", "decode_seconds", "decode_memory_mb", "vocabulary"):
+        whole = ("max_frames", "short_side", "decode_memory_mb", "unit_pairs", "unit_memory_mb", "vocabulary")
+        for name in ("fps", "decode_seconds", "unit_seconds", *whole):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"curate.{name}", getattr(self, name), "must be over 0")
 

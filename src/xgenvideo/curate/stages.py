@@ -67,7 +67,8 @@ class Item:
     @property
     def failed(self) -> bool:
         """Whether it could not be read or decoded, as opposed to judged."""
-        return self.lost_at == "read" or (self.lost_at == "decode" and self.reason != "too_short")
+        crashed = self.reason is not None and self.reason.startswith("crashed_")
+        return crashed or self.lost_at == "read" or (self.lost_at == "decode" and self.reason != "too_short")
 
     def lineage(self) -> dict[str, Any]:
         """Where the sample is from, every score and every decision."""
@@ -174,9 +175,10 @@ def decode(items: list[Item], work: Workplace) -> None:
         assert item.entry.path is not None, f"{item.entry.name} has no file"
         assert item.entry.pair is not None, f"{item.entry.name} has no record"
         item.split = choose_split(item.entry.pair, settings.heldout_share).split
-        if item.entry.path not in hashes:
-            hashes[item.entry.path] = content_hash(item.entry.path)
-        item.content = clip_hash(hashes[item.entry.path], item.entry)
+        if item.content is None:
+            if item.entry.path not in hashes:
+                hashes[item.entry.path] = content_hash(item.entry.path)
+            item.content = clip_hash(hashes[item.entry.path], item.entry)
         if item.content is None:
             item.decisions.append(Decision("decode", "missing_file", detail="no such file in the folder"))
             continue

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as compute
 import pyarrow.parquet as parquet
 from numpy.typing import NDArray
 
@@ -81,7 +82,6 @@ class Dataset:
         self.counts: dict[str, int] = description["counts"]
         self._shards: dict[str, dict[str, Any]] = description["shards"]
         self._table = table
-        self._splits = np.array(table["split"].to_pylist(), dtype=object)
         self._numbers: dict[str, int] = {}
         self._verified: set[str] = set()
         self._lock = threading.Lock()
@@ -98,7 +98,7 @@ class Dataset:
 
     def numbers(self, split: str) -> NDArray[np.int64]:
         """Row numbers of a split, in the order they were written."""
-        return np.flatnonzero(self._splits == split)
+        return np.flatnonzero(compute.equal(self._table["split"], split).to_numpy())
 
     def sources(self, split: str) -> NDArray[np.int64]:
         """A number for each sample of a split, equal for samples of one source; in the order they were written."""

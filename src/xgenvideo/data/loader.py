@@ -61,7 +61,7 @@ class Loader:
         self.last = Share(0, (), 0)
         self._read = 0
         maker = BatchMaker(dataset, tokenizer, config, rank, ranks, cache)
-        self._order = maker.order
+        self._maker = maker
         self._source = Workers(maker) if config.data.workers else maker
         # One thread: the batches come in order, and `Order` keeps epochs without a lock.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
@@ -75,8 +75,6 @@ class Loader:
         if not 1 <= ranks <= pairs:
             raise ConfigError("train.global_batch_pairs", pairs, f"must be at least the {ranks} ranks that read it")
         assert 0 <= rank < ranks, f"rank {rank} of {ranks}"
-        if not dataset.counts.get(SPLIT):
-            raise DataError(f"{dataset.folder}: has no samples in the split {SPLIT!r}, only {sorted(dataset.counts)}")
         check_inputs(dataset, tokenizer, config, cache)
 
     def __repr__(self) -> str:
@@ -84,8 +82,13 @@ class Loader:
 
     @property
     def epoch(self) -> int:
-        """The epoch of the next sample."""
-        return self._order.epoch(self.samples_consumed)
+        """The epoch of the next sample; with data.blend that of the dataset in data.shards."""
+        return self._maker.epoch(self.samples_consumed)
+
+    @property
+    def epoch_samples(self) -> int:
+        """Samples of an epoch; 0 with data.blend, where each dataset has epochs of its own."""
+        return self.dataset.counts[SPLIT] if len(self._maker.parts) == 1 else 0
 
     def next_batch(self) -> Batch:
         """This rank's part of the next global batch. Raises DataError for a corrupt shard."""
@@ -123,6 +126,7 @@ class Loader:
 
     def state(self) -> dict[str, Any]:
         """Where the batch last returned ends, as JSON values; the same on every rank."""
+        sorted_within = self._maker.parts[0].order.sorted_within
         return {
             "version": VERSION,
             "samples_consumed": self.samples_consumed,
@@ -131,8 +135,9 @@ class Loader:
             "global_batch_pairs": self.config.train.global_batch_pairs,
             "fingerprint": self.dataset.fingerprint,
             "group_by_source": self.config.data.group_by_source,
-            "sorted_within": self._order.sorted_within,
-            "sorted_frames": self.config.data.frames if self._order.sorted_within else 0,
+            "blend": self._maker.slots.state() if self.config.data.blend else {},
+            "sorted_within": sorted_within,
+            "sorted_frames": self.config.data.frames if sorted_within else 0,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -146,6 +151,7 @@ class Loader:
             "seed": "resume with the same train.seed",
             "global_batch_pairs": "resume with the same train.global_batch_pairs",
             "fingerprint": "resume with the same dataset, or start a new run",
+            "blend": "resume with the same data.blend (slots of 1,024 by fingerprint), or samples would repeat",
             "group_by_source": "resume with the same data.group_by_source, or samples would repeat",
             "sorted_within": "resume with the same data.bucket_batches and batch size, or samples would repeat",
             "sorted_frames": "resume with the same data.frames, or samples would repeat",

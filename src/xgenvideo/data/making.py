@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from xgenvideo.config import RunConfig
 from xgenvideo.data.batch import Batch, Example, collate, padded_length
+from xgenvideo.data.blend import SLOTS, blended
 from xgenvideo.data.dataset import Dataset, Row
 from xgenvideo.data.examples import read_example
 from xgenvideo.data.features import FeatureCache
@@ -32,8 +34,21 @@ class Made:
     bad: tuple[tuple[str, str], ...]
 
 
+@dataclass(frozen=True)
+class Part:
+    """One dataset of a run: its rows and their frame counts, and the order in which they are read."""
+
+    dataset: Dataset
+    numbers: NDArray[np.int64]
+    frames: NDArray[np.int64]
+    order: Order
+
+
 class BatchMaker:
-    """Makes rank r's part (of R) of the global batch at a position: a pure function of dataset and config."""
+    """Makes rank r's part (of R) of the global batch at a position: a pure function of dataset and config.
+
+    With `data.blend` the config names further datasets, which are opened here.
+    """
 
     def __init__(
         self,
@@ -46,23 +61,31 @@ class BatchMaker:
     ) -> None:
         self.dataset, self.tokenizer, self.config, self.cache = dataset, tokenizer, config, cache
         self.rank, self.ranks = rank, ranks
-        self._numbers = dataset.numbers(SPLIT)
-        self._frames = dataset.frame_counts(SPLIT)
-        self.order = self._ordered()
+        datasets, self.slots = blended(dataset, config.data.blend, config.train.seed)
+        self.parts = tuple(self._part(*each) for each in zip(datasets, self.slots.counts, strict=True))
         self._described = lru_cache(maxsize=TEXTS_KEPT)(self._describe)
         # What cannot be read is not tried again.
-        self._bad: dict[int, tuple[str, str]] = {}
+        self._bad: dict[tuple[int, int], tuple[str, str]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return BatchMaker, (self.dataset, self.tokenizer, self.config, self.rank, self.ranks, self.cache)
 
-    def _ordered(self) -> Order:
-        data, dataset = self.config.data, self.dataset
+    def _part(self, dataset: Dataset, slots: int) -> Part:
+        data = self.config.data
+        # Its part of a batch, which is what is sorted by length.
+        pairs = max(1, self.config.train.global_batch_pairs * slots // SLOTS)
+        if not dataset.counts.get(SPLIT):
+            raise DataError(f"{dataset.folder}: has no samples in the split {SPLIT!r}, only {sorted(dataset.counts)}")
+        numbers, frames = dataset.numbers(SPLIT), dataset.frame_counts(SPLIT)
         groups = dataset.sources(SPLIT) if data.group_by_source else None
-        pairs = self.config.train.global_batch_pairs
-        lengths = np.minimum(self._frames, data.frames) if data.bucket_batches else None
-        seed, size, window = self.config.train.seed, len(self._numbers), data.bucket_batches * pairs
-        return Order(seed, dataset.fingerprint, SPLIT, size, groups, lengths, window, pairs)
+        lengths = np.minimum(frames, data.frames) if data.bucket_batches else None
+        seed, size, window = self.config.train.seed, len(numbers), data.bucket_batches * pairs
+        order = Order(seed, dataset.fingerprint, SPLIT, size, groups, lengths, window, pairs)
+        return Part(dataset, numbers, frames, order)
+
+    def epoch(self, position: int) -> int:
+        """The epoch of the first dataset after so many positions."""
+        return self.parts[0].order.epoch(position * self.slots.counts[0] // SLOTS)
 
     def make(self, first: int) -> Made:
         """This rank's part of the global batch that starts at `first`. Raises DataError for a corrupt shard."""
@@ -79,33 +102,43 @@ class BatchMaker:
         """Memory for the frames of a batch [B F 3 S S], so that they are decoded where they stay; none for features."""
         if self.cache is not None:
             return None
-        longest = max(int(self._frames[self.order.at(position)]) for position in range(start, end))
+        longest = max(map(self._frames_at, range(start, end)))
         count = padded_length(min(longest, self.config.data.frames), self.config.data.frames)
         size = self.config.model.vision.image_size
         return torch.empty((end - start, count, 3, size, size), dtype=torch.uint8)
 
+    def _frames_at(self, position: int) -> int:
+        number, own = self.slots.at(position)
+        return int(self.parts[number].frames[self.parts[number].order.at(own)])
+
     def _example(self, position: int, bad: list[tuple[str, str]], room: Tensor | None) -> tuple[Example, bool]:
         """The sample at a global position, or its first substitute that can be read; what cannot goes into `bad`."""
-        choice, reasons = self.order.at(position), []
+        number, own = self.slots.at(position)
+        part, reasons = self.parts[number], []
+        choice = part.order.at(own)
         for attempt in range(1, SUBSTITUTES + 1):
-            if choice not in self._bad:
+            known = (number, choice)
+            if known not in self._bad:
                 try:
-                    return self._read(choice, position, room), attempt > 1
+                    return self._read(number, choice, own, room), attempt > 1
                 except MediaError as error:
-                    self._bad[choice] = (self._described(choice)[0].key, str(error))
-            bad.append(self._bad[choice])
-            reasons.append(self._bad[choice][1])
-            choice = self.order.substitute(position, attempt)
+                    self._bad[known] = (self._described(number, choice)[0].key, str(error))
+            bad.append(self._bad[known])
+            reasons.append(self._bad[known][1])
+            choice = part.order.substitute(own, attempt)
         raise DataError(
-            f"{self.dataset.folder}: {SUBSTITUTES} samples in a row cannot be read: {'; '.join(reasons[:3])}"
+            f"{part.dataset.folder}: {SUBSTITUTES} samples in a row cannot be read: {'; '.join(reasons[:3])}"
         )
 
-    def _read(self, choice: int, position: int, room: Tensor | None) -> Example:
-        row, tokenised = self._described(choice)
-        text = pack_tokenised(tokenised, self.config.data.text_tokens, self.order.epoch(position))
-        first = self.order.window(position, row.key, row.frames, self.config.data.frames)
-        return read_example(self.dataset, row, text, self.config, self.cache, first, room)
+    def _read(self, number: int, choice: int, position: int, room: Tensor | None) -> Example:
+        """A sample of the `number`-th dataset, which is read at `position` of that dataset's order."""
+        part = self.parts[number]
+        row, tokenised = self._described(number, choice)
+        text = pack_tokenised(tokenised, self.config.data.text_tokens, part.order.epoch(position))
+        first = part.order.window(position, row.key, row.frames, self.config.data.frames)
+        return read_example(part.dataset, row, text, self.config, self.cache, first, room)
 
-    def _describe(self, choice: int) -> tuple[Row, TokenisedText]:
-        row = self.dataset.row(int(self._numbers[choice]))
+    def _describe(self, number: int, choice: int) -> tuple[Row, TokenisedText]:
+        part = self.parts[number]
+        row = part.dataset.row(int(part.numbers[choice]))
         return row, tokenise(row, self.tokenizer, self.config.data.text_tokens)

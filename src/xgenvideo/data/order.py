@@ -5,6 +5,7 @@ A long epoch is never held as a list: a keyed bijection says which sample is at 
 
 import hashlib
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +57,7 @@ class Order:
                 order = _gather(order, self.groups[order])
             if self.sorted_within:
                 starts = [self._start(epoch, number) for number in range(self._windows(epoch) + 1)]
-                pieces = [self._sorted(order[a:b], epoch, n) for n, (a, b) in enumerate(zip(starts, starts[1:]))]
+                pieces = [self._sorted(order[a:b], epoch, n) for n, (a, b) in enumerate(pairwise(starts))]
                 order = np.concatenate(pieces)
             self._keep(key, order)
         return self._pieces[key]

@@ -86,17 +86,16 @@ def scores(release: Release, pool: Pool) -> list[tuple[str, Floats, Floats]]:
     near = _nearest(cosines) | _nearest(cosines.T).T
     joint = scale * cosines + _likelihood_ratios(release, pool, near)
     # What is not looked at again stays behind all that is, in its own order.
-    behind = float(joint[near].min()) - 4.0
+    behind = cosines + float(joint[near].min()) - 4.0
     return [
         ("cosine", cosines, cosines.T),
         ("dual_softmax", dual_softmax(cosines, scale), dual_softmax(cosines.T, scale)),
-        ("reranked", np.where(_nearest(cosines), joint, behind + cosines), _reranked(joint, cosines, behind)),
+        (
+            "reranked",
+            np.where(_nearest(cosines), joint, behind),
+            np.where(_nearest(cosines.T), joint.T, behind.T),
+        ),
     ]
-
-
-def _reranked(joint: Floats, cosines: Floats, behind: float) -> Floats:
-    """Videos by texts [M N]."""
-    return np.where(_nearest(cosines.T), joint.T, behind + cosines.T)
 
 
 def _nearest(cosines: Floats) -> NDArray[np.bool_]:

@@ -5,7 +5,6 @@ from types import TracebackType
 
 from xgenvideo.checkpoint import PERMANENT, Lease, Ledger, Retention, Saved, Saver
 from xgenvideo.checkpoint.run import CHECKPOINTS
-from xgenvideo.data.making import SPLIT
 from xgenvideo.errors import TrainError
 from xgenvideo.parallel.phases import SAVING
 from xgenvideo.train.log import Log, Silent
@@ -76,8 +75,7 @@ class Keeper:
 
     def _open_ledger(self) -> Ledger:
         training = self.training
-        counts = training.loader.dataset.counts
-        return Ledger(self.out, training.ranks, training.step, counts[SPLIT])
+        return Ledger(self.out, training.ranks, training.step, training.loader.epoch_samples)
 
     def _tell(self, saved: Saved | None) -> None:
         if saved is None:

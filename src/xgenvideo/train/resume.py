@@ -26,6 +26,7 @@ from xgenvideo.train.optimizer import model_tensors, optimizer_tensors
 MAY_CHANGE = (
     "name",
     "data.shards",
+    "data.blend",  # the loader compares what is in it, wherever it lies
     "data.tokenizer",
     "data.pairs_expected",
     "data.workers",

@@ -1,0 +1,35 @@
+"""The order of curation's steps: cheap ones first, each sees only what is still kept."""
+
+from collections.abc import Callable, Iterable
+
+from xgenvideo.curate import stages
+from xgenvideo.curate.meaning import judge_alignments
+from xgenvideo.curate.quality import judge_captions, judge_pictures, judge_safeties
+from xgenvideo.curate.stages import Item, Workplace
+
+Step = tuple[str, Callable[[list[Item], Workplace], None]]
+
+# By the records alone, over all inputs.
+OF_RECORDS: tuple[Step, ...] = (("language", stages.judge_languages), ("captions", judge_captions))
+# Each input by itself: decoders and models, and what they find.
+OF_CLIPS: tuple[Step, ...] = (
+    ("decode", stages.decode),
+    ("motion", stages.judge_motions),
+    ("picture", judge_pictures),
+    ("text_overlay", stages.judge_texts),
+    ("safety", judge_safeties),
+    ("alignment", judge_alignments),
+)
+# Clips against one another.
+OF_ALL: tuple[Step, ...] = (("duplicates", stages.judge_duplicates),)
+FUNNEL = ("read", "select", "shots", *(name for name, _ in OF_RECORDS + OF_CLIPS + OF_ALL))
+
+
+def judge(
+    items: list[Item], work: Workplace, steps: Iterable[Step], begin: Callable[[str], None] = lambda step: None
+) -> None:
+    """Run those of the steps that the settings name, and decoding; `begin(step)` is called before each."""
+    for name, step in steps:
+        if name == "decode" or name in work.settings.steps:
+            begin(name)
+            step([item for item in items if item.kept], work)

@@ -1,0 +1,217 @@
+"""Curation's work, cut into units: a supervised child process works on each, and a ledger keeps what is finished.
+
+A unit is a slice of the input in its order. When the child dies on it (a crash in a model's native code, its memory
+limit, silence), the unit is halved until the input that kills is alone; that one is dropped as `crashed_STEP`, and the
+rest goes on. What a dead child had stored is not made again.
+"""
+
+import hashlib
+import json
+import os
+import pickle
+import signal
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xgenvideo import errors
+from xgenvideo.curate.pairs import Entry
+from xgenvideo.curate.settings import CurateSettings, Decision
+from xgenvideo.curate.stages import VERSIONS, Item, Workplace
+from xgenvideo.data.confined import start_child
+from xgenvideo.errors import DataError, XGenVideoError
+
+MOST_CRASHED, MOST_CRASHED_SHARE = 20, 0.01  # of the inputs; with more a step is broken, not its input
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a child is told: where scores are stored, by which settings, and the unit's inputs."""
+
+    folder: Path
+    settings: CurateSettings
+    entries: tuple[Entry, ...]
+    parent: int  # its process: the child does not outlive it
+
+
+class _DiedError(Exception):
+    """A child has died in `step`."""
+
+    def __init__(self, step: str, detail: str) -> None:
+        super().__init__(step, detail)
+        self.step, self.detail = step, detail
+
+
+def run_units(items: list[Item], work: Workplace) -> None:
+    """Make the scores of all items in child processes, a unit after another; those that crash one get their decision.
+
+    Finished units are read from the ledger, a file each in `units/` of the work folder. Raises what a step raises for a
+    wrong setting, and DataError when so many inputs crash that a step must be broken.
+    """
+    ledger, crashed = Ledger(work), 0
+    size = work.settings.unit_pairs
+    for start in range(0, len(items), size):
+        unit = items[start : start + size]
+        outcomes = ledger.read(unit)
+        if outcomes is None:
+            outcomes = list(_work_on(unit, work))
+            ledger.write(unit, outcomes)
+        crashes = [outcome for outcome in outcomes if str(outcome["reason"]).startswith("crashed_")]
+        crashed += len(crashes)
+        if crashed > max(MOST_CRASHED, MOST_CRASHED_SHARE * len(items)):
+            last = crashes[-1]
+            raise DataError(
+                f"{crashed} of {len(items)} inputs have crashed curation, the last the step {last['step']} "
+                f"({last['detail']}): the step itself fails; repair or leave it away and run again"
+            )
+        for item, outcome in zip(unit, outcomes, strict=True):
+            _apply(item, outcome)
+
+
+def _apply(item: Item, outcome: dict[str, Any]) -> None:
+    item.content = outcome["content"]
+    if "step" in outcome:
+        item.decisions.append(Decision(outcome["step"], outcome["reason"], detail=outcome["detail"]))
+
+
+def _work_on(unit: list[Item], work: Workplace) -> Iterator[dict[str, Any]]:
+    """Outcomes of the items in order, whatever they do to the child."""
+    try:
+        yield from _in_child(unit, work)
+    except _DiedError as died:
+        if len(unit) > 1:
+            middle = len(unit) // 2
+            yield from _work_on(unit[:middle], work)
+            yield from _work_on(unit[middle:], work)
+        else:
+            reason = f"crashed_{died.step}"
+            yield {"content": None, "reason": reason, "step": died.step, "detail": died.detail}
+
+
+def _in_child(unit: list[Item], work: Workplace) -> list[dict[str, Any]]:
+    """Outcomes of a child that lived to its end. Raises _DiedError."""
+    settings = work.settings
+    job = Job(work.folder, settings, tuple(item.entry for item in unit), os.getpid())
+    step, answer = "start", None
+    with closing(_Child(settings.unit_memory_mb)) as child:
+        for answer in child.ask(job):
+            step = answer.get("step", step)
+            if "progress" in answer:
+                work.report(*answer["progress"])
+    if answer is not None and "outcomes" in answer:
+        outcomes: list[dict[str, Any]] = answer["outcomes"]
+        return outcomes
+    if answer is not None and "error" in answer:
+        raise _as_error(answer)
+    if step == "start":
+        raise DataError(f"a process that curates could not start ({child.end}); curate.unit_memory_mb may be too small")
+    raise _DiedError(step, answer["crash"] if answer is not None and "crash" in answer else child.end)
+
+
+class _Child:
+    """One `unit_child.py`, for one unit."""
+
+    def __init__(self, memory_mb: int) -> None:
+        self._process = start_child("xgenvideo.curate.unit_child", memory_mb)
+        self.end = "it did not answer"
+
+    def ask(self, job: Job) -> Iterator[dict[str, Any]]:
+        """Everything it says, to its end."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with suppress(BrokenPipeError):  # it is dead: its output ends
+            self._process.stdin.write(pickle.dumps(job))
+            self._process.stdin.close()
+        for line in self._process.stdout:
+            if line.endswith(b"\n"):
+                yield json.loads(line)
+        self.end = _told(self._process.wait())
+
+    def close(self) -> None:
+        """End it, if it lives."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with suppress(BrokenPipeError):
+                    stream.close()
+
+
+def _told(code: int) -> str:
+    if code == -signal.SIGALRM:
+        return "it said nothing for curate.unit_seconds"
+    return f"the process ended with code {code}"
+
+
+def _as_error(answer: dict[str, Any]) -> XGenVideoError:
+    """The error that a step raised in the child."""
+    kind = getattr(errors, answer["error"])
+    error: XGenVideoError = kind.__new__(kind, answer["message"])
+    vars(error).update(answer["values"])
+    return error
+
+
+def describe(items: Iterable[Item]) -> str:
+    """SHA-256 of the records, and of the files' sizes and times."""
+    digest = hashlib.sha256()
+    for item in items:
+        entry = item.entry
+        values = (entry.name, entry.pair, entry.reason, entry.start, entry.end, entry.scores)
+        digest.update(repr(values).encode("utf-8", "backslashreplace"))
+        if entry.path is not None and entry.path.is_file():
+            status = entry.path.stat()
+            digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+class Ledger:
+    """Finished units: (hash of the input, version of the steps) to (hash of the outcomes, counts by reason)."""
+
+    def __init__(self, work: Workplace) -> None:
+        self._folder = work.folder / "units"
+        self._folder.mkdir(exist_ok=True)
+        stores = (work.decoded, work.texts, work.safety, work.semantics)
+        said = [work.settings.signature(), VERSIONS, [store.version for store in stores]]
+        self._version = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+    def _path(self, given: str) -> Path:
+        return self._folder / f"{hashlib.sha256(f'{given} {self._version}'.encode()).hexdigest()[:32]}.json"
+
+    def read(self, unit: list[Item]) -> list[dict[str, Any]] | None:
+        """The outcomes of a finished unit, in order; None for one that is not finished, or whose file is damaged."""
+        given = describe(unit)
+        try:
+            record = json.loads(self._path(given).read_bytes())
+            outcomes: list[dict[str, Any]] = record["outcomes"]
+            whole = (record["input"], record["version"], record["output"]) == (given, self._version, _hash(outcomes))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return outcomes if whole and len(outcomes) == len(unit) else None
+
+    def write(self, unit: list[Item], outcomes: list[dict[str, Any]]) -> None:
+        """Record a finished unit, in one rename. One with a decoder's crash or time-out is not: it is tried again."""
+        if any(
+            outcome.get("step") == "decode" and not outcome["reason"].startswith("crashed_") for outcome in outcomes
+        ):
+            return
+        given = describe(unit)
+        reasons = Counter(str(outcome["reason"]) for outcome in outcomes if outcome["reason"] is not None)
+        record = {"input": given, "version": self._version, "output": _hash(outcomes), "pairs": len(unit)}
+        write_whole(self._path(given), json.dumps(record | {"reasons": reasons, "outcomes": outcomes}))
+
+
+def _hash(outcomes: list[dict[str, Any]]) -> str:
+    return hashlib.sha256(json.dumps(outcomes, sort_keys=True).encode()).hexdigest()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write under a temporary name, sync, then rename."""
+    temporary = path.with_name(path.name + ".part")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
