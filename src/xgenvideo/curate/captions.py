@@ -1,8 +1,11 @@
 """Captions beyond their language: personal data masked, repeated words, and how many others read almost the same."""
 
+import hashlib
 import re
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from array import array
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -14,7 +17,10 @@ _EMAIL = re.compile(r"[\w.+-]+@\w[\w-]*(?:\.\w[\w-]*)+")
 # With a country code, or three groups as they are written in North America; years, sizes and dates have other shapes.
 _PHONE = re.compile(r"(?<![\w.])(?:\+\d[\d\s().-]{6,16}\d|(?:1[\s.-])?\(?\d{3}\)?[\s.-]\d{3}[\s.-]\d{4})(?!\w)")
 HASHES, BANDS = 32, 8  # bands of four: captions that share 0.8 of their word pairs meet with a chance of 0.985
+CROWD = 200
 _PRIME = (1 << 31) - 1
+_generator = np.random.default_rng(7)
+_FACTORS, _SHIFTS = _generator.integers(1, _PRIME, HASHES), _generator.integers(0, _PRIME, HASHES)
 
 
 def mask_personal(caption: str) -> str:
@@ -29,29 +35,56 @@ def repetition(caption: str) -> float:
     return round(1 - len(said) / said.total(), 4) if said else 0.0
 
 
-def alike(captions: Sequence[str]) -> list[int]:
-    """For each caption how many others share almost all of its word pairs: those that meet it in a band of MinHash."""
-    buckets: dict[tuple[int, bytes], list[int]] = defaultdict(list)
-    distinct: dict[str, list[int]] = defaultdict(list)
-    for number, caption in enumerate(captions):
-        distinct[" ".join(re.findall(r"\w+", caption.lower()))].append(number)
-    texts = list(distinct)
-    for number, text in enumerate(texts):
-        signature = _minhash(text)
-        for band, part in enumerate(np.split(signature, BANDS)):
-            buckets[band, part.tobytes()].append(number)
-    weight = [len(distinct[text]) for text in texts]
-    met: list[set[int]] = [set() for _ in texts]
-    for members in buckets.values():
-        if len(members) > 1:
-            for number in members:
-                met[number].update(members[:200])  # a crowd is a crowd: counting on costs its square
-    counts = [0] * len(captions)
-    for number, text in enumerate(texts):
-        others = sum(weight[other] for other in met[number] if other != number) + weight[number] - 1
-        for place in distinct[text]:
-            counts[place] = others
-    return counts
+def alike(captions: Iterable[str]) -> list[int]:
+    """For each caption how many others share almost all of its word pairs: those that meet it in a band of MinHash.
+
+    Holds about 400 bytes a distinct caption, no text.
+    """
+    numbers: dict[bytes, int] = {}  # of distinct texts, by their hash
+    owners, signatures = array("i"), bytearray()
+    for caption in captions:
+        text = " ".join(re.findall(r"\w+", caption.lower()))
+        number = numbers.setdefault(
+            hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest(), len(numbers)
+        )
+        if len(signatures) == number * HASHES * 4:
+            signatures += _minhash(text).astype(np.int32).tobytes()
+        owners.append(number)
+    places = np.frombuffer(owners, np.int32)
+    distinct = len(numbers)
+    numbers.clear()
+    weight = np.bincount(places, minlength=distinct)
+    counts = weight - 1
+    bands = [
+        _Band.of(part) for part in np.split(np.frombuffer(signatures, np.int32).reshape(-1, HASHES), BANDS, axis=1)
+    ]
+    for number in np.flatnonzero(np.any([band.sizes > 1 for band in bands], axis=0)):
+        met = np.unique(np.concatenate([band.members(number) for band in bands]))
+        counts[number] += weight[met[met != number]].sum()
+    return [int(count) for count in counts[places]]
+
+
+@dataclass(frozen=True)
+class _Band:
+    """Texts sorted by their part of the signature; for each text where its equals begin, and how many there are."""
+
+    order: NDArray[np.int32]
+    starts: NDArray[np.int32]
+    sizes: NDArray[np.int32]
+
+    @staticmethod
+    def of(part: NDArray[np.int32]) -> "_Band":
+        """Of all texts' parts [N 4]."""
+        keys = np.ascontiguousarray(part).view(f"V{part.itemsize * part.shape[1]}").ravel()
+        _, group, sizes = np.unique(keys, return_inverse=True, return_counts=True)
+        starts = np.cumsum(sizes) - sizes
+        order = np.argsort(group, kind="stable").astype(np.int32)
+        return _Band(order, starts[group].astype(np.int32), sizes[group].astype(np.int32))
+
+    def members(self, number: int) -> NDArray[np.int32]:
+        """The texts that are equal to one here; of a crowd the first: counting on costs its square."""
+        start = self.starts[number]
+        return self.order[start : start + min(self.sizes[number], CROWD)]
 
 
 def _minhash(text: str) -> NDArray[np.int64]:
@@ -59,9 +92,7 @@ def _minhash(text: str) -> NDArray[np.int64]:
     words = text.split() or [""]
     pairs = {f"{a} {b}" for a, b in pairwise(words)} or {words[0]}
     values = np.array([int.from_bytes(pair.encode()[:64], "big") % _PRIME for pair in sorted(pairs)], np.int64)
-    generator = np.random.default_rng(7)
-    factors, shifts = generator.integers(1, _PRIME, HASHES), generator.integers(0, _PRIME, HASHES)
-    return np.asarray(((factors[:, None] * values[None] + shifts[:, None]) % _PRIME).min(axis=1), np.int64)
+    return np.asarray(((_FACTORS[:, None] * values[None] + _SHIFTS[:, None]) % _PRIME).min(axis=1), np.int64)
 
 
 def judge_caption(caption: str, others: int, settings: CurateSettings) -> Decision:

@@ -11,8 +11,9 @@ import math
 import re
 import warnings
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from xgenvideo.curate.pairs import MAX_LINE_BYTES, Entry, RefusedError, bounded_lines, inside, parse_line
 from xgenvideo.errors import DataError
@@ -140,14 +141,31 @@ def _clip(
     root: Path, video: str, number: int, caption: str, span: tuple[float, float], licence: str, scores: dict[str, Any]
 ) -> Entry:
     """A clip of a YouTube video: of the whole source, or a file that holds this clip alone."""
-    file = _find(root, video)
+    whole = _whole(root, video)
     start, end = span
-    if not (root / file).exists() and (root / _find(root, f"{video}.{number}")).exists():
+    key = f"{video}-{number:04d}"
+    if not whole.there and (root / _find(root, f"{video}.{number}")).exists():
         file, scores = _find(root, f"{video}.{number}"), scores | {"source_start": start, "source_end": end}
-        pair = Pair(f"{video}-{number:04d}", file, caption, source=f"youtube/{video}", licence=licence)
+        pair = Pair(key, file, caption, source=whole.source, licence=licence)
         return Entry(f"{video}.{number}", pair, inside(root, file), scores=scores)
-    pair = Pair(f"{video}-{number:04d}", file, caption, source=f"youtube/{video}", licence=licence)
-    return Entry(f"{video}.{number}", pair, inside(root, file), start=start, end=end, scores=scores)
+    pair = Pair(key, whole.file, caption, source=whole.source, licence=licence)
+    return Entry(f"{video}.{number}", pair, whole.path, start=start, end=end, scores=scores)
+
+
+class _Whole(NamedTuple):
+    """The file of a whole source: its name and real path, and whether it is there."""
+
+    file: str
+    path: Path
+    there: bool
+    source: str
+
+
+@lru_cache(maxsize=4096)
+def _whole(root: Path, video: str) -> _Whole:
+    """Looked up once for the clips of a video: they are many, and mostly stand together."""
+    file = _find(root, video)
+    return _Whole(file, inside(root, file), (root / file).exists(), f"youtube/{video}")
 
 
 def _find(root: Path, stem: str) -> str:

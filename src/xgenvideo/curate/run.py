@@ -89,7 +89,7 @@ def curate(
         summary = _summary(items, out, signature)
         write_report(out / "report.html", items, summary.to_dict(), settings, place.read_clip)
     record = summary.to_dict() | {"settings": settings.to_dict(), "work": str(folder)}
-    write_whole(out / "curation.json", json.dumps(record, indent=1))
+    write_whole(out / "curation.json", [json.dumps(record, indent=1)])
     return summary
 
 
@@ -110,7 +110,7 @@ def _publish(items: list[Item], work: Workplace, out: Path) -> None:
     elif out.exists() and any(out.iterdir()):
         raise DataError(f"{out}: holds something else, and nothing of the input was kept; give a new folder")
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / "audit.jsonl", "".join(json.dumps(item.to_dict()) + "\n" for item in items))
+    write_whole(out / "audit.jsonl", (json.dumps(item.to_dict()) + "\n" for item in items))
 
 
 def _samples(kept: Iterable[Item], work: Workplace) -> Iterator[Sample]:

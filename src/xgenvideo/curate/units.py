@@ -200,18 +200,18 @@ class Ledger:
         given = describe(unit)
         reasons = Counter(str(outcome["reason"]) for outcome in outcomes if outcome["reason"] is not None)
         record = {"input": given, "version": self._version, "output": _hash(outcomes), "pairs": len(unit)}
-        write_whole(self._path(given), json.dumps(record | {"reasons": reasons, "outcomes": outcomes}))
+        write_whole(self._path(given), [json.dumps(record | {"reasons": reasons, "outcomes": outcomes})])
 
 
 def _hash(outcomes: list[dict[str, Any]]) -> str:
     return hashlib.sha256(json.dumps(outcomes, sort_keys=True).encode()).hexdigest()
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write under a temporary name, sync, then rename."""
+def write_whole(path: Path, parts: Iterable[str]) -> None:
+    """Write the parts of a text under a temporary name, sync, then rename."""
     temporary = path.with_name(path.name + ".part")
     with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
+        file.writelines(parts)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
