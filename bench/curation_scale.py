@@ -44,7 +44,8 @@ def write_listing(path: Path, rows: int) -> None:
             minute, second = divmod(start, 60)
             row = {
                 "YoutubeID": f"vid{number // CLIPS_A_VIDEO:08d}", "Caption": caption,
-                "Start_timestamp": f"00:{minute:02d}:{second:02d}.000", "End_timestamp": f"00:{minute:02d}:{second + 4:02d}.500",
+                "Start_timestamp": f"00:{minute:02d}:{second:02d}.000",
+                "End_timestamp": f"00:{minute:02d}:{second + 4:02d}.500",
                 "UMT_Score": round(rng.random(), 6), "Aesthetic_Score": round(rng.uniform(3, 7), 4),
             }  # fmt: skip
             file.write(json.dumps(row) + "\n")
@@ -70,13 +71,13 @@ class Phases:
 def measure(folder: Path, rows: int, preset: str) -> dict[str, Any]:
     """All phases over a listing of so many rows."""
     listing, phases = folder / "listing.jsonl", Phases()
-    settings = CurateSettings(steps=("captions",), preset=preset, max_alike_captions=50)
+    settings = CurateSettings(steps=("language", "captions"), preset=preset, max_alike_captions=50)
     phases.run("(write the listing)", lambda: write_listing(listing, rows))
     entries = phases.run("read and select", lambda: read_source(listing, None, preset, folder / "unpacked"))
     items = phases.run("items", lambda: [Item(number, entry) for number, entry in enumerate(entries)])
     phases.run("hash of the input", lambda: describe(items))
     with Workplace(folder / "work", settings, None) as work:
-        phases.run("captions", lambda: judge(items, work, OF_RECORDS))
+        phases.run("language and captions", lambda: judge(items, work, OF_RECORDS))
         kept = [item for item in items if item.kept]
         phases.run("split by source", lambda: set_splits(kept, settings))
         ledger = Ledger(work)

@@ -37,7 +37,7 @@ class Question:
             raise DataError(f"not a question: {values!r} ({error})") from error
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Pair:
     """One video-text pair as curation receives it: a line of `pairs.jsonl`. `video` is relative to that file."""
 

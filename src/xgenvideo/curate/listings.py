@@ -29,6 +29,7 @@ SUFFIXES = (".mp4", ".webm", ".mkv")
 
 def read_csv(listing: Path, root: Path) -> Iterator[Entry]:
     """Entries of a Panda-70M or WebVid CSV, told apart by its columns; videos lie in `root`. Raises DataError."""
+    _whole.cache_clear()  # files may have come since another listing was read
     rows = _rows(listing)
     header = next(rows)[1]
     if isinstance(header, RefusedError):
@@ -45,6 +46,7 @@ def read_csv(listing: Path, root: Path) -> Iterator[Entry]:
 
 def read_jsonl(listing: Path, root: Path) -> Iterator[Entry]:
     """Entries of an InternVid JSONL, with UMT_Score or UMT-SIM, and Language and Category where it has them."""
+    _whole.cache_clear()
     for number, line in bounded_lines(listing):
         name = f"line {number}"
         try:

@@ -21,7 +21,7 @@ VIDEO_SUFFIXES = frozenset(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One input: `pair` and `path` (real, inside the folder), or the `reason` why it is not used, with its step.
 

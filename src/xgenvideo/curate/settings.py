@@ -193,7 +193,7 @@ def _plain(text: str) -> Any:
         return text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Decision:
     """What a step answers: keep (no reason), or drop with a reason code; `scores` go to the lineage."""
 

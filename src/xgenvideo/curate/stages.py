@@ -30,7 +30,7 @@ Value = TypeVar("Value")
 Result = TypeVar("Result")
 
 
-@dataclass
+@dataclass(slots=True)
 class Item:
     """One input on its way: what was read, what was decoded, and every decision so far."""
 

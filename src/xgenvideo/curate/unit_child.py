@@ -3,7 +3,6 @@
 import ctypes
 import json
 import os
-import pickle
 import resource
 import signal
 import sys
@@ -61,7 +60,7 @@ def die_with(parent: int) -> None:
 def main() -> None:
     """Work on the unit that stdin holds."""
     answers = settle(int(sys.argv[1]))
-    job: Job = pickle.load(sys.stdin.buffer)  # what our own parent wrote
+    job = Job.from_json(sys.stdin.buffer.read())
     die_with(job.parent)
 
     def tell(answer: dict[str, Any]) -> None:

@@ -8,12 +8,11 @@ rest goes on. What a dead child had stored is not made again.
 import hashlib
 import json
 import os
-import pickle
 import signal
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from xgenvideo.curate.settings import CurateSettings, Decision
 from xgenvideo.curate.stages import VERSIONS, Item, Workplace
 from xgenvideo.data.confined import start_child
 from xgenvideo.errors import DataError, XGenVideoError
+from xgenvideo.records import Pair, Question
 
 MOST_CRASHED, MOST_CRASHED_SHARE = 20, 0.01  # of the inputs; with more a step is broken, not its input
 
@@ -35,6 +35,27 @@ class Job:
     settings: CurateSettings
     entries: tuple[Entry, ...]
     parent: int  # its process: the child does not outlive it
+
+    def to_json(self) -> str:
+        """One JSON object, which `from_json` reads in the child."""
+        entries = [asdict(entry) | {"path": entry.path and str(entry.path)} for entry in self.entries]
+        said = {"folder": str(self.folder), "settings": self.settings.to_dict(), "parent": self.parent}
+        return json.dumps(said | {"entries": entries})
+
+    @staticmethod
+    def from_json(text: str | bytes) -> "Job":
+        """Read what `to_json` wrote."""
+        said = json.loads(text)
+        settings = said["settings"] | {"steps": tuple(said["settings"]["steps"])}
+        entries = tuple(_entry(values) for values in said["entries"])
+        return Job(Path(said["folder"]), CurateSettings(**settings), entries, said["parent"])
+
+
+def _entry(values: dict[str, Any]) -> Entry:
+    path, pair = values["path"], values["pair"]
+    if pair is not None:
+        pair = Pair(**(pair | {"questions": tuple(map(Question.from_dict, pair["questions"]))}))
+    return Entry(**(values | {"path": path and Path(path), "pair": pair}))
 
 
 class _DiedError(Exception):
@@ -123,7 +144,7 @@ class _Child:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with suppress(BrokenPipeError):  # it is dead: its output ends
-            self._process.stdin.write(pickle.dumps(job))
+            self._process.stdin.write(job.to_json().encode())
             self._process.stdin.close()
         for line in self._process.stdout:
             if line.endswith(b"\n"):
