@@ -28,6 +28,7 @@ from xgenvideo.data.loader import Loader
 from xgenvideo.parallel.engine import Engine, build_engine
 from xgenvideo.parallel.layout import check_layout
 from xgenvideo.parallel.world import World, lay_out
+from xgenvideo.train.heldout import losses
 from xgenvideo.train.optimizer import build_optimizer, model_tensors
 from xgenvideo.train.step import training_step
 
@@ -55,9 +56,13 @@ LAYOUTS: dict[str, list[str]] = {
 
 @dataclass(frozen=True)
 class Curve:
-    """What one run of some steps gave: (total, next token, contrastive) a step, and the trained weights at its end."""
+    """What one run of some steps gave: (total, next token, contrastive) a step, and the trained weights at its end.
+
+    `read`: (next token, contrastive) of the first batch and the last by the forward passes that held-out pairs take.
+    """
 
     losses: list[tuple[float, float, float]]
+    read: list[tuple[float, float]]
     norms: list[float]
     weights: dict[str, Tensor]
 
@@ -126,9 +131,17 @@ def train(config: RunConfig, world: World, steps: int) -> Curve:
     optimizer = build_optimizer(engine.pieces, config.optimizer)
     share = world.layout.share(world.pair_rank, config.train.global_batch_pairs)
     loader = cast(Loader, MadeUp(config, share))
-    rows = [training_step(config, engine, loader, optimizer, world, step) for step in range(steps)]
-    losses = [(row.loss, row.loss_next_token, row.loss_contrastive) for row in rows]
-    return Curve(losses, [row.grad_norm for row in rows], whole_weights(engine, world))
+    rows, read = [], []
+    for step in range(steps):
+        if step in (0, steps - 1):
+            ahead = MadeUp(config, share)
+            ahead.consumed = step * config.train.global_batch_pairs
+            total, predicted, contrastive = losses(config, engine, ahead.next_batch(), world)
+            read.append((float(total / predicted), float(contrastive)))
+            engine.rest()
+        rows.append(training_step(config, engine, loader, optimizer, world, step))
+    learnt = [(row.loss, row.loss_next_token, row.loss_contrastive) for row in rows]
+    return Curve(learnt, read, [row.grad_norm for row in rows], whole_weights(engine, world))
 
 
 @torch.no_grad()
@@ -204,8 +217,9 @@ def run(changes: Iterable[str], precision: str, steps: int = STEPS) -> Curve:
 
 def compare(one: Curve, other: Curve) -> tuple[float, float, str]:
     """Largest difference of a loss, largest relative L2 difference of a weight, and which weight that is."""
-    losses = zip(one.losses, other.losses, strict=True)
-    worst_loss = max(abs(a - b) for left, right in losses for a, b in zip(left, right, strict=True))
+    expected = [*one.losses, one.losses[0][1:], one.losses[-1][1:]]
+    found = [*other.losses, *other.read]
+    worst_loss = max(abs(a - b) for pair in zip(expected, found, strict=True) for a, b in zip(*pair, strict=True))
     assert one.weights.keys() == other.weights.keys()
     by_weight = {
         name: float((other.weights[name] - weight).norm() / weight.norm().clamp(min=1e-30))

@@ -6,7 +6,7 @@ import pickle
 import pytest
 
 from xgenvideo import errors
-from xgenvideo.errors import ConfigError, MediaError, MissingExtra, NotReady, XGenVideoError
+from xgenvideo.errors import ConfigError, MediaError, MissingExtra, TrainError, XGenVideoError
 
 
 def all_errors() -> list[type[XGenVideoError]]:
@@ -27,7 +27,7 @@ def test_the_drawing_shows_the_real_parents() -> None:
     depths = {}
     for line in errors.__doc__.splitlines():
         name = line.lstrip("│├└─ ").split(" ")[0]
-        if name.endswith(("Error", "Extra", "Ready")):
+        if name.endswith(("Error", "Extra")):
             depths[name] = len(line) - len(line.lstrip("│├└─ "))
     for error in all_errors():
         if error is not XGenVideoError:
@@ -37,7 +37,12 @@ def test_the_drawing_shows_the_real_parents() -> None:
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(XGenVideoError("x"), 1), (ConfigError("a.b", 1, "no"), 2), (MissingExtra("av", "curate"), 3), (NotReady("x"), 4)],
+    [
+        (XGenVideoError("x"), 1),
+        (ConfigError("a.b", 1, "no"), 2),
+        (MissingExtra("av", "curate"), 3),
+        (TrainError("x"), 1),
+    ],
 )
 def test_exit_codes(error: XGenVideoError, code: int) -> None:
     assert error.exit_code == code
@@ -57,6 +62,6 @@ def test_a_media_error_carries_its_reason_code() -> None:
     assert (error.reason, str(error)) == ("truncated", "a.mp4: truncated (12 of 300 frames)")
 
 
-@pytest.mark.parametrize("error", [XGenVideoError("x"), NotReady("soon")])
+@pytest.mark.parametrize("error", [XGenVideoError("x"), TrainError("soon")])
 def test_plain_errors_cross_process_borders(error: XGenVideoError) -> None:
     assert str(pickle.loads(pickle.dumps(error))) == str(error)

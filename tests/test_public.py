@@ -31,7 +31,6 @@ def test_errors() -> None:
         "DataError",
         "MediaError",
         "MissingExtra",
-        "NotReady",
         "ReleaseError",
         "TrainError",
         "XGenVideoError",

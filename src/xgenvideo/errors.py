@@ -3,7 +3,6 @@
 XGenVideoError
 ├── ConfigError        a recipe, an override or a flag is wrong
 ├── MissingExtra       a package of an optional extra is not installed
-├── NotReady           a verb that cannot do its job yet, and says so
 ├── DataError          an input, a shard or a manifest is wrong
 │   └── MediaError     one media file cannot be used; carries a reason code
 ├── CheckpointError    a checkpoint is corrupt, foreign or cannot be written
@@ -43,12 +42,6 @@ class MissingExtra(XGenVideoError):
         super().__init__(
             f"This needs the package {package}. Install it with: pip install -c constraints.txt 'xgenvideo[{extra}]'"
         )
-
-
-class NotReady(XGenVideoError):
-    """A verb was asked for something that this version does not do."""
-
-    exit_code = 4
 
 
 class DataError(XGenVideoError):

@@ -120,7 +120,7 @@ def _check_train(train: TrainConfig) -> None:
         _rule(getattr(train, name) >= 1, f"train.{name}", getattr(train, name), "must be at least 1")
     for name in ("startup_timeout_seconds", "step_timeout_seconds"):
         _rule(getattr(train, name) > 0, f"train.{name}", getattr(train, name), "must be more than 0 seconds")
-    for name in ("threads", "eval_every_steps", "stop_after_steps", "seed"):
+    for name in ("threads", "eval_every_steps", "eval_batches", "stop_after_steps", "seed"):
         _rule(getattr(train, name) >= 0, f"train.{name}", getattr(train, name), "must be 0 or more")
     _rule(train.keep_checkpoints >= 2, "train.keep_checkpoints", train.keep_checkpoints, "must be at least 2")
 

@@ -202,7 +202,8 @@ class TrainConfig:
     decoder blocks is at most so many GiB by the planner's formula (0: no budget). `compile`: torch.compile for each
     decoder block. `fp8`: matrix products of decoder blocks in 8-bit floating point, on GPUs that can. A job whose ranks
     do not meet and end their first step within `startup_timeout_seconds`, or any later one within
-    `step_timeout_seconds`, has hung and ends.
+    `step_timeout_seconds`, has hung and ends. Every `eval_every_steps` steps and at the end (0: never) the loss of the
+    held-out split is measured, over its first `eval_batches` global batches (0: all whole ones).
     `wandb_project`: the W&B project that logs the run too, beside metrics.jsonl and TensorBoard; "" for none.
     """
 
@@ -214,6 +215,7 @@ class TrainConfig:
     keep_checkpoints: int = 2
     log_every_steps: int = 10
     eval_every_steps: int = 0
+    eval_batches: int = 0
     threads: int = 0
     stop_after_steps: int = 0
     recompute: str = "none"

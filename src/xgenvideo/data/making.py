@@ -58,9 +58,10 @@ class BatchMaker:
         rank: int,
         ranks: int,
         cache: FeatureCache | None,
+        split: str = SPLIT,
     ) -> None:
         self.dataset, self.tokenizer, self.config, self.cache = dataset, tokenizer, config, cache
-        self.rank, self.ranks = rank, ranks
+        self.rank, self.ranks, self.split = rank, ranks, split
         datasets, self.slots = blended(dataset, config.data.blend, config.train.seed)
         self.parts = tuple(self._part(*each) for each in zip(datasets, self.slots.counts, strict=True))
         self._described = lru_cache(maxsize=TEXTS_KEPT)(self._describe)
@@ -68,19 +69,19 @@ class BatchMaker:
         self._bad: dict[tuple[int, int], tuple[str, str]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return BatchMaker, (self.dataset, self.tokenizer, self.config, self.rank, self.ranks, self.cache)
+        return BatchMaker, (self.dataset, self.tokenizer, self.config, self.rank, self.ranks, self.cache, self.split)
 
     def _part(self, dataset: Dataset, slots: int) -> Part:
-        data = self.config.data
+        data, split = self.config.data, self.split
         # Its part of a batch, which is what is sorted by length.
         pairs = max(1, self.config.train.global_batch_pairs * slots // SLOTS)
-        if not dataset.counts.get(SPLIT):
-            raise DataError(f"{dataset.folder}: has no samples in the split {SPLIT!r}, only {sorted(dataset.counts)}")
-        numbers, frames = dataset.numbers(SPLIT), dataset.frame_counts(SPLIT)
-        groups = dataset.sources(SPLIT) if data.group_by_source else None
+        if not dataset.counts.get(split):
+            raise DataError(f"{dataset.folder}: has no samples in the split {split!r}, only {sorted(dataset.counts)}")
+        numbers, frames = dataset.numbers(split), dataset.frame_counts(split)
+        groups = dataset.sources(split) if data.group_by_source else None
         lengths = np.minimum(frames, data.frames) if data.bucket_batches else None
         seed, size, window = self.config.train.seed, len(numbers), data.bucket_batches * pairs
-        order = Order(seed, dataset.fingerprint, SPLIT, size, groups, lengths, window, pairs)
+        order = Order(seed, dataset.fingerprint, split, size, groups, lengths, window, pairs)
         return Part(dataset, numbers, frames, order)
 
     def epoch(self, position: int) -> int:

@@ -12,7 +12,7 @@ from xgenvideo.models.vision import build_vision
 from xgenvideo.models.warm_start import LanguageWeights
 from xgenvideo.parallel.fp8 import check_fp8, use_fp8
 from xgenvideo.parallel.pipeline import Pipeline, stream_dtype
-from xgenvideo.parallel.shards import Piece, Value, box_of, materialise, pieces_of, shard_modules
+from xgenvideo.parallel.shards import Piece, Value, box_of, materialise, pieces_of, reshard, shard_modules
 from xgenvideo.parallel.stage import TextStage
 from xgenvideo.parallel.tensor import cut_tensors
 from xgenvideo.parallel.text import PipedDecoder, TextWorld, WholeDecoder
@@ -50,6 +50,11 @@ class Engine:
             if piece.name.endswith("_gate.weight") and piece.owned and piece.local.numel():
                 values[names.index(name)] = piece.local.detach().tanh().float()[0]
         return dict(zip(names, world.sum(values).tolist(), strict=True))
+
+    def rest(self) -> None:
+        """After passes without a backward: only shards of the weights stay, as after a step."""
+        for part in (*self.held, self.visual.trunk):
+            reshard(part)
 
     def parameters(self, world: World) -> tuple[int, int]:
         """Parameters of the whole model, and those of them that are trained. All ranks call it."""

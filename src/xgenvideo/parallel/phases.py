@@ -16,6 +16,7 @@ class Phases:
     def __init__(self, device: torch.device | None = None) -> None:
         self.step, self.name, self.entered = 0, "start", time.monotonic()
         self.order: list[str] = ["start"]
+        self.held_out = 0
         self._events: list[tuple[str, torch.cuda.Event]] = []
         self._timed = device is not None and device.type == "cuda"
         self._seconds: dict[str, float] = defaultdict(float)
@@ -40,6 +41,10 @@ class Phases:
         """A step is done."""
         self.step += 1
         self.enter("between steps")
+
+    def next_held_out(self) -> None:
+        """A batch of held-out pairs is done: no step, but a sign of life."""
+        self.held_out += 1
 
     def take(self) -> dict[str, float]:
         """Seconds in each phase since the last call. On a GPU the caller has waited for the device already."""

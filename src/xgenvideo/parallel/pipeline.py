@@ -4,6 +4,7 @@ A schedule carries hidden states and latents from stage to stage and their gradi
 microbatch is looked up by its number in the feeds that each stage was given at the start of the step.
 """
 
+from collections import deque
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.distributed.pipelining import (
     ScheduleZBVZeroBubble,
 )
 
-from xgenvideo.config import RunConfig
+from xgenvideo.config import LayoutConfig, RunConfig
 from xgenvideo.parallel.stage import TextStage
 from xgenvideo.parallel.waiting import Waiting
 from xgenvideo.parallel.world import World
@@ -53,6 +54,42 @@ class TimedStage(PipelineStage):
             return super().backward_weight_one_chunk(*arguments, **keywords)
 
 
+class Handed:
+    """Streams on their way from stage to stage, in the order of stages and microbatches."""
+
+    def __init__(self, group: dist.ProcessGroup, layout: LayoutConfig) -> None:
+        self.group, self.layout = group, layout
+        self._sent: list[tuple[dist.Work, Tensor]] = []
+        self._kept: deque[Tensor] = deque()  # for a next stage on this rank
+
+    def give(self, stage: int, streams: list[Tensor]) -> None:
+        """Send what `stage` has made to the next one; nothing waits."""
+        for stream in streams:
+            if self._shared(stage, stage + 1):
+                self._kept.append(stream)
+                continue
+            whole = stream.contiguous()
+            work = dist.isend(whole, group=self.group, group_dst=rank_of(stage + 1, self.layout))
+            assert work is not None
+            self._sent.append((work, whole))
+
+    def take(self, stage: int, room: list[Tensor]) -> list[Tensor]:
+        """What the stage before `stage` has made, in `room`."""
+        if self._shared(stage - 1, stage):
+            return [self._kept.popleft() for _ in room]
+        for stream in room:
+            dist.recv(stream, group=self.group, group_src=rank_of(stage - 1, self.layout))
+        return room
+
+    def wait(self) -> None:
+        """Until everything sent has left."""
+        for work, _ in self._sent:
+            work.wait()
+
+    def _shared(self, one: int, other: int) -> bool:
+        return rank_of(one, self.layout) == rank_of(other, self.layout)
+
+
 class Pipeline:
     """This rank's stages and the schedule that runs them. `microbatches`: of one replica, `pairs` pairs each."""
 
@@ -74,48 +111,51 @@ class Pipeline:
         targets = index if self.last else None
         with self.world.waiting.running():
             self.schedule.step(*arguments, target=targets, losses=losses, return_outputs=False, index=index)
-        if not losses:
-            wide = torch.promote_types(stream_dtype(self.config), torch.float32)
-            return torch.zeros((), dtype=wide, device=self.world.device)
-        return torch.stack([loss.detach() for loss in losses]).sum()
+        return torch.stack([loss.detach() for loss in losses]).sum() if losses else self._no_loss()
 
     @torch.no_grad()
     def embed(self) -> Tensor | None:
-        """The text embeddings [B E] of this replica on the rank that holds the end of the lower half, else None.
+        """The text embeddings [B E] of this replica on the rank that holds the end of the lower half, else None."""
+        return self._forward(text_only=True)[0]
 
-        Chunk after chunk, microbatch after microbatch; no rank waits but for the rank before it.
-        """
-        embeddings: Tensor | None = None
-        sent: list[tuple[dist.Work, Tensor]] = []
+    @torch.no_grad()
+    def read(self) -> tuple[Tensor | None, Tensor]:
+        """The text embeddings as `embed` gives them, and this replica's share of the loss, as `run` gives it."""
+        return self._forward(text_only=False)
+
+    def _forward(self, text_only: bool) -> tuple[Tensor | None, Tensor]:
+        """Forward alone: chunk after chunk, microbatch after microbatch; no rank waits but for the rank before it."""
+        embeddings: list[Tensor] = []
+        losses: list[Tensor] = []
+        handed = Handed(self.group, self.config.layout)
         with self.world.waiting.running():
             for stage in self.stages:
-                if not stage.unimodal:
+                if text_only and not stage.unimodal:
                     continue
-                made = [self._lower(stage, torch.tensor(number), sent) for number in range(self.microbatches)]
-                if stage.embeds_text:
-                    embeddings = torch.cat(made)
-            for work, _ in sent:
-                work.wait()
-        return embeddings
+                for number in range(self.microbatches):
+                    streams = [] if stage.first else handed.take(stage.number, self._streams(stage, text_only))
+                    with self.world.waiting.computing():
+                        made = stage(*streams, index=torch.tensor(number), text_only=text_only)
+                    out = list(made) if isinstance(made, tuple) else [made]
+                    if stage.embeds_text:
+                        embeddings.append(out.pop())
+                    if stage.last and not text_only:
+                        losses.append(out.pop())
+                    handed.give(stage.number, out)
+            handed.wait()
+        loss = torch.stack(losses).sum() if losses else self._no_loss()
+        return torch.cat(embeddings) if embeddings else None, loss
 
-    def _lower(self, stage: TextStage, index: Tensor, sent: list[tuple[dist.Work, Tensor]]) -> Tensor:
-        inputs = [] if stage.first else [self._receive(stage.number - 1)]
-        with self.world.waiting.computing():
-            output = stage(*inputs, index=index, text_only=True)
-        assert isinstance(output, Tensor)
-        if not stage.embeds_text:
-            sent.append((self._send(output, stage.number + 1), output))
-        return output
+    def _no_loss(self) -> Tensor:
+        wide = torch.promote_types(stream_dtype(self.config), torch.float32)
+        return torch.zeros((), dtype=wide, device=self.world.device)
 
-    def _send(self, hidden: Tensor, stage: int) -> dist.Work:
-        work = dist.isend(hidden.contiguous(), group=self.group, group_dst=rank_of(stage, self.config.layout))
-        assert work is not None
-        return work
-
-    def _receive(self, stage: int) -> Tensor:
-        hidden = torch.empty_like(self._hidden(), device=self.world.device)
-        dist.recv(hidden, group=self.group, group_src=rank_of(stage, self.config.layout))
-        return hidden
+    def _streams(self, stage: TextStage, text_only: bool) -> list[Tensor]:
+        """Room for what comes from the stage before."""
+        streams = [self._hidden()]
+        if stage.reads and not text_only:
+            streams.append(self._latents())
+        return [torch.empty_like(stream, device=self.world.device, requires_grad=False) for stream in streams]
 
     def _hidden(self) -> Tensor:
         """Shape and type of hidden states between stages: this rank's part of the sequence."""

@@ -102,6 +102,13 @@ def synchronise_after(module: nn.Module, last: bool) -> None:
         module.set_requires_gradient_sync(last)
 
 
+def reshard(module: nn.Module) -> None:
+    """Give up the whole weights that a pass without a backward has left gathered."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
 def materialise(module: nn.Module, named: dict[str, str], device: torch.device, value: Value) -> None:
     """Give the meta parameters of `module` memory and values, one by one; `value` is asked for this rank's part alone.
 

@@ -184,8 +184,11 @@ class TextStage(nn.Module):
             total, _ = next_token_loss(self.head(self.norm(hidden)), texts.targets)
             loss = (total.full_tensor() if isinstance(total, DTensor) else total) / self.valid
             return loss if embedding is None else (loss, embedding)
+        out = [hidden]
         if self.relays:
             assert latents is not None, "a later stage reads the video"
             # A copy: schedules that split the backward detach what a stage gave out in place; what came in is a view.
-            return hidden, latents.clone()
-        return hidden
+            out.append(latents.clone())
+        if embedding is not None:
+            out.append(embedding)
+        return tuple(out) if len(out) > 1 else hidden

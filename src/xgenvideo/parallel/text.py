@@ -27,6 +27,12 @@ class TextWorld(Protocol):
         and, where the latents went in, their gradient [B Q Dr]. `pull` [B E]: gradient of the text embeddings.
         """
 
+    def read(self, texts: Texts, latents: Tensor | None) -> tuple[Tensor, Tensor]:
+        """One pass without gradient: text embeddings as `embed`, and this rank's share of the summed next-token loss.
+
+        Weights stay gathered until the next training pass or `Engine.rest`.
+        """
+
 
 class WholeDecoder:
     """The decoder on one pipeline rank: microbatches one after the other."""
@@ -63,6 +69,18 @@ class WholeDecoder:
         self.stage.feeds = []
         return loss.detach(), torch.cat([part for part in gradients if part is not None])
 
+    @torch.no_grad()
+    def read(self, texts: Texts, latents: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As `TextWorld.read`."""
+        assert latents is not None, "one pipeline rank is the first stage"
+        parts = zip(texts.split(self.pairs), latents.split(self.pairs), strict=True)
+        self.stage.feeds = [Feed(text, part) for text, part in parts]
+        self.stage.valid = torch.ones((), device=latents.device)
+        with self._computing():
+            made = [self.stage(index=torch.tensor(number)) for number in range(len(self.stage.feeds))]
+        self.stage.feeds = []
+        return torch.cat([embedding for _, embedding in made]), torch.stack([total for total, _ in made]).sum()
+
     def _one_by_one(self, pull: Tensor, valid: Tensor) -> Tensor:
         loss = torch.zeros((), dtype=pull.dtype, device=pull.device)
         self.stage.valid = valid
@@ -89,6 +107,13 @@ class PipedDecoder:
 
     def embed(self, texts: Texts, latents: Tensor | None) -> Tensor:
         """As `TextWorld.embed`: a pass without gradient through the lower half alone."""
+        self._feed(texts, latents)
+        with computing(self.world, autocast=False):
+            made = self.pipeline.embed()
+        return self._home(made, texts)
+
+    def _feed(self, texts: Texts, latents: Tensor | None) -> None:
+        """Put the microbatches where the stages look them up."""
         pairs = self.pipeline.config.layout.microbatch_pairs
         cut: list[Tensor | None] = [None] * self.pipeline.microbatches
         if latents is not None:
@@ -96,11 +121,23 @@ class PipedDecoder:
         feeds = [Feed(text, part) for text, part in zip(texts.split(pairs), cut, strict=True)]
         for stage in self.pipeline.stages:
             stage.feeds = feeds
-        with computing(self.world, autocast=False):
-            made = self.pipeline.embed()
+
+    def _home(self, made: Tensor | None, texts: Texts) -> Tensor:
+        """The text embeddings from the rank that has made them, on all ranks of the replica."""
         if made is None:
             made = torch.empty((len(texts), self.embedding), dtype=self.dtype, device=self.world.device)
         return self.world.from_stage(made.to(self.dtype), self.embedding_rank)
+
+    def read(self, texts: Texts, latents: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As `TextWorld.read`."""
+        self._feed(texts, latents)
+        for stage in self.pipeline.stages:
+            stage.valid = torch.ones((), device=self.world.device)
+        with computing(self.world, autocast=False):
+            made, total = self.pipeline.read()
+        for stage in self.pipeline.stages:
+            stage.feeds = []
+        return self._home(made, texts), total
 
     def learn(self, pull: Tensor, valid: Tensor) -> tuple[Tensor, Tensor | None]:
         """As `TextWorld.learn`."""

@@ -41,7 +41,7 @@ class Watchdog:
         self._store: Any = dist.distributed_c10d.PrefixStore("watchdog", _store().clone()) if world.size > 1 else None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        self._at, self._since, self._beats = (-1, False), time.monotonic(), 0
+        self._at, self._since, self._beats = (-1, 0, False), time.monotonic(), 0
 
     def __enter__(self) -> "Watchdog":
         self._thread.start()
@@ -56,7 +56,7 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._ended.wait(self._beat_seconds):
             phases = self.world.phases
-            at = (phases.step, phases.name == SAVING)
+            at = (phases.step, phases.held_out, phases.name == SAVING)
             if at != self._at:
                 self._at, self._since = at, time.monotonic()
             self._tell(phases)

@@ -65,7 +65,16 @@ class Log:
         if self._wandb is not None:
             self._wandb.log(scalars)
         if self._progress.disable:
-            shown = ("loss", "loss_next_token", "loss_contrastive", "grad_norm", "lr", "pairs_per_second", "mfu")
+            shown = (
+                "loss",
+                "loss_next_token",
+                "loss_contrastive",
+                "grad_norm",
+                "lr",
+                "pairs_per_second",
+                "mfu",
+                "heldout_loss",
+            )
             figures = ", ".join(f"{name} {row[name]:.4g}" for name in shown if row.get(name) is not None)
             self.say(f"step {row['step']}/{self._steps}: {figures}")
 

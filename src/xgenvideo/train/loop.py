@@ -23,7 +23,7 @@ from xgenvideo.data.dataset import Dataset, open_dataset
 from xgenvideo.data.features import FeatureCache
 from xgenvideo.data.loader import Loader
 from xgenvideo.data.published_tokenizer import adopt, tokenizer_file
-from xgenvideo.errors import ConfigError, NotReady, TrainError
+from xgenvideo.errors import ConfigError, TrainError
 from xgenvideo.models.video_lm import VideoLM
 from xgenvideo.models.vision import encoder_hash
 from xgenvideo.parallel.engine import build_engine
@@ -33,6 +33,7 @@ from xgenvideo.parallel.watchdog import Watchdog
 from xgenvideo.parallel.world import World, join_world, launched_size, leave_world
 from xgenvideo.train.cadence import Cadence
 from xgenvideo.train.energy import EnergyMeter
+from xgenvideo.train.heldout import HeldOut
 from xgenvideo.train.keeper import Keeper
 from xgenvideo.train.log import Log, Silent, read_metrics, say
 from xgenvideo.train.metrics import Meter, Metrics, Peak, machine_peak, peak_rss_mb, row_of
@@ -85,15 +86,12 @@ def train(config: RunConfig, out: Path, quiet: bool = False) -> TrainSummary:
     """Train in the run folder `out` to `train.steps` (or `train.stop_after_steps`) steps, from wherever it stands.
 
     After a signal or the wall-clock limit the step ends, is saved, and SystemExit is raised (train/stop.py). Raises
-    ConfigError, NotReady (evaluation while training), DataError, CheckpointError, TrainError (folder in use, no finite
+    ConfigError, DataError, CheckpointError, TrainError (folder in use, no finite
     step, loss spikes).
     """
     began, started = time.perf_counter(), time.monotonic()
     configs.check(config)
     check_layout(config, launched_size())
-    if config.train.eval_every_steps:
-        asked = f"train.eval_every_steps = {config.train.eval_every_steps}"
-        raise NotReady(f"{asked}: this version does not evaluate while it trains. Set 0; `xgv evaluate` reads the run.")
     with machine_settings(config), contextlib.ExitStack() as stack:
         world = join_world(config.layout, config.train.startup_timeout_seconds, config.train.step_timeout_seconds)
         stack.callback(leave_world)
@@ -186,6 +184,7 @@ def run(training: Training, out: Path, peak: Peak, lease: Lease | None, began: f
     config, world, engine = training.config, training.world, training.engine
     meter, cadence = Meter(config, peak, world.size), Cadence(config, world, began)
     energy = EnergyMeter(world)
+    held_out = HeldOut(config, training.loader) if config.train.eval_every_steps else None
     spikes = Spikes(config.safety, training.recent_losses)
     watchdog = Watchdog(world, config.train.startup_timeout_seconds, config.train.step_timeout_seconds)
     with (
@@ -206,6 +205,8 @@ def run(training: Training, out: Path, peak: Peak, lease: Lease | None, began: f
             if log_due(config, metrics):
                 gates = engine.gates(world)
                 rates = meter.take(world) | energy.take()
+                if held_out and eval_due(config, metrics):
+                    rates |= held_out.measure(engine, world)
                 log.write(row_of(metrics, engine.model, gates, rates, training.skipped_steps))
                 name_slow_rank(training, log)
             every = config.safety.check_weights_every_steps
@@ -242,8 +243,14 @@ def log_of(training: Training, out: Path, quiet: bool) -> Log | Silent:
 
 def log_due(config: RunConfig, metrics: Metrics) -> bool:
     """Whether a step is logged: the first, every log_every_steps-th, the last, and every one that was not finite."""
-    cadence = metrics.step % config.train.log_every_steps == 0
+    cadence = metrics.step % config.train.log_every_steps == 0 or eval_due(config, metrics)
     return cadence or metrics.step in (1, config.train.steps) or not metrics.finite
+
+
+def eval_due(config: RunConfig, metrics: Metrics) -> bool:
+    """Whether the held-out loss is measured after a step: every eval_every_steps-th, and the last."""
+    every = config.train.eval_every_steps
+    return bool(every) and (metrics.step % every == 0 or metrics.step == config.train.steps)
 
 
 def note(training: Training, metrics: Metrics, log: Log | Silent) -> None:

@@ -40,6 +40,7 @@ MAY_CHANGE = (
     "train.keep_checkpoints",
     "train.log_every_steps",
     "train.eval_every_steps",
+    "train.eval_batches",
     "train.threads",
     "train.recompute",
     "train.recompute_budget_gib",
