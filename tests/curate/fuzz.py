@@ -1,7 +1,12 @@
-"""Seeded damage to small videos, given to the decoding processes. Run: python -m tests.curate.fuzz 10000 --seed 0."""
+"""Seeded damage to small videos, and playlists that name a file outside, given to the decoding processes.
+
+Run: python -m tests.curate.fuzz 10000 --seed 0. Linux tells (inotify) whether the file outside was opened.
+"""
 
 import argparse
+import ctypes
 import json
+import os
 import random
 import tempfile
 import time
@@ -10,11 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.curate.conftest import write_clip_file
 from xgenvideo.curate.workers import DecodePool
 
 ATOMS = (b"moov", b"trak", b"stsz", b"stco", b"stts", b"ctts", b"elst", b"tkhd", b"mdhd", b"avcC", b"mdat", b"free")
 SEEDS = 4
+LURES = 0.1  # of the files
+IN_OPEN = 0x20
 
 
 def damage(content: bytes, rng: random.Random) -> bytes:
@@ -52,8 +61,39 @@ def _damage_atom(data: bytearray, rng: random.Random, kind: int) -> None:
         data[words : words + 4] = rng.choice((b"\xff" * 4, bytes(4), b"\x7f\xff\xff\xff", rng.randbytes(4)))
 
 
+def lure(outside: Path, rng: random.Random) -> bytes:
+    """A text that some demuxer follows to another file."""
+    name = rng.choice((str(outside), f"file:{outside}", f"file://{outside}", f"concat:{outside}|{outside}", "../" * 9))
+    texts = (
+        f"ffconcat version 1.0\nfile '{name}'\n", f"#EXTM3U\n#EXTINF:4,\n{name}\n#EXT-X-ENDLIST\n",
+        f"#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\n{name}\n", f"RTSPtext\nrtsp://127.0.0.1:9{name}\n",
+        f"v=0\no=- 0 0 IN IP4 127.0.0.1\ns={name}\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 9 RTP/AVP 96\n",
+        f'<?xml version="1.0"?><MPD type="static"><Period><AdaptationSet><Representation id="0">'
+        f"<BaseURL>{name}</BaseURL></Representation></AdaptationSet></Period></MPD>",
+        f"WEBVTT\n\n00:00.000 --> 00:01.000\n{name}\n", f";FFMETADATA1\ntitle={name}\n",
+    )  # fmt: skip
+    return rng.choice((b"", b"\xef\xbb\xbf", b"\0")) + rng.choice(texts).encode() * rng.choice((1, 1, 50))
+
+
+class OpenWatch:
+    """The kernel's own record of what is opened in a folder, by whatever process."""
+
+    def __init__(self, folder: Path) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self.descriptor = self._libc.inotify_init1(os.O_NONBLOCK)
+        if self.descriptor < 0 or self._libc.inotify_add_watch(self.descriptor, bytes(folder), IN_OPEN) < 0:
+            pytest.skip("this system has no inotify")
+
+    def opened(self) -> bool:
+        """Whether anything was opened since the last call."""
+        try:
+            return len(os.read(self.descriptor, 65536)) > 0
+        except BlockingIOError:
+            return False
+
+
 def make_jobs(folder: Path, count: int, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """`count` damaged files, each with the job that decodes it; the same seed gives the same bytes."""
+    """`count` damaged or luring files, each with its job; the same seed and folder give the same bytes."""
     whole = []
     for number in range(SEEDS):
         write_clip_file(folder / f"whole-{number}.mp4", frames=12 + 8 * number, seed=number)
@@ -62,7 +102,10 @@ def make_jobs(folder: Path, count: int, seed: int) -> Iterator[tuple[str, dict[s
     for number in range(count):
         rng = random.Random(f"{seed}/{number}")
         path = folder / f"{number}.mp4"
-        path.write_bytes(damage(rng.choice(whole), rng))
+        content = (
+            lure(folder / "outside" / "secret.mp4", rng) if rng.random() < LURES else damage(rng.choice(whole), rng)
+        )
+        path.write_bytes(content)
         yield str(number), {"path": str(path), "out": str(folder / f"{number}.npz"), **sampling}
 
 
@@ -70,12 +113,18 @@ def fuzz(folder: Path, count: int, seed: int, processes: int = 1) -> tuple[Count
     """Decode `count` damaged files; returns how many ended how, and how often a decoder had to be started again."""
     outcomes: Counter[str] = Counter()
     answered: set[str] = set()
+    (folder / "outside").mkdir()
+    write_clip_file(folder / "outside" / "secret.mp4")
+    watch = OpenWatch(folder / "outside")
+    (folder / "outside" / "secret.mp4").read_bytes()
+    assert watch.opened(), "the watch must see an open"
     with DecodePool(processes, seconds=20.0, memory_mb=2048) as pool:
         for name, answer in pool.run(make_jobs(folder, count, seed)):
             assert name not in answered, f"file {name} ended twice"
             answered.add(name)
             outcomes[answer.get("reason", "decoded")] += 1
     assert answered == {str(number) for number in range(count)}, f"{len(answered)} of {count} files ended"
+    assert not watch.opened(), "the file outside was opened"
     return outcomes, pool.restarts
 
 

@@ -1,6 +1,5 @@
 """Broken and hostile inputs: each gets its reason code, the run goes on, and nothing outside the folder is opened."""
 
-import ctypes
 import json
 import os
 import shutil
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.curate.conftest import CAPTION, write_clip_file
+from tests.curate.fuzz import OpenWatch
 from xgenvideo.curate.pairs import choose_split, read_entries
 from xgenvideo.curate.run import curate
 from xgenvideo.curate.settings import CurateSettings
@@ -19,24 +19,6 @@ from xgenvideo.errors import ConfigError, DataError
 from xgenvideo.records import Pair
 
 PLAIN = CurateSettings(steps=(), vocabulary=300, workers=1, min_seconds=0.5)
-IN_OPEN = 0x20
-
-
-class OpenWatch:
-    """The kernel's own record of what is opened in a folder, by whatever process."""
-
-    def __init__(self, folder: Path) -> None:
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        self.descriptor = self._libc.inotify_init1(os.O_NONBLOCK)
-        if self.descriptor < 0 or self._libc.inotify_add_watch(self.descriptor, bytes(folder), IN_OPEN) < 0:
-            pytest.skip("this system has no inotify")
-
-    def opened(self) -> bool:
-        """Whether anything was opened since the last call."""
-        try:
-            return len(os.read(self.descriptor, 65536)) > 0
-        except BlockingIOError:
-            return False
 
 
 def audit(out: Path) -> list[dict[str, object]]:

@@ -69,9 +69,9 @@ def curate(parsed: argparse.Namespace) -> None:
     if parsed.source != "generate" and (parsed.clips is not None or parsed.seed is not None):
         raise ConfigError("--clips, --seed", parsed.source, "belong to `xgv curate generate` only")
     makes = parsed.source in ("generate", "real-samples")
-    if makes and (parsed.overrides or parsed.preset or parsed.videos or parsed.work):
+    if makes and (parsed.overrides or parsed.preset or parsed.videos or parsed.work or parsed.part):
         raise ConfigError(
-            "curate.field=value, --preset, --videos, --work", parsed.source, "belong to the curation of pairs"
+            "curate.field=value, --part, --preset, --videos, --work", parsed.source, "belong to the curation of pairs"
         )
     if parsed.source == "generate":
         from xgenvideo.data.generate import generate as generate_clips
@@ -83,13 +83,19 @@ def curate(parsed: argparse.Namespace) -> None:
 
         print(f"{out}: {unpack(out)} real clips, their captions written by us")
     else:
+        from xgenvideo.curate.parts import curate_part
         from xgenvideo.curate.run import curate as curate_folder
         from xgenvideo.curate.settings import settings_from
+        from xgenvideo.curate.units import Part
         from xgenvideo.demo.stages import Milestones
 
-        settings = settings_from(parsed.overrides, parsed.preset)
+        source, settings = Path(parsed.source), settings_from(parsed.overrides, parsed.preset)
         videos, work = (Path(path) if path else None for path in (parsed.videos, parsed.work))
-        _print_json(curate_folder(Path(parsed.source), out, settings, Milestones(_note), videos, work).to_dict())
+        if parsed.part:
+            part = Part.parse(parsed.part)
+            _print_json(curate_part(source, out, part, settings, Milestones(_note), videos, work).to_dict())
+        else:
+            _print_json(curate_folder(source, out, settings, Milestones(_note), videos, work).to_dict())
 
 
 def trace(parsed: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -103,4 +104,10 @@ def judge_caption(caption: str, others: int, settings: CurateSettings) -> Decisi
         reason = "caption_repeats"
     elif settings.max_alike_captions and others > settings.max_alike_captions:
         reason = "caption_templated"
+    return _decision(reason, repeated, others)
+
+
+@lru_cache(maxsize=10_000)
+def _decision(reason: str | None, repeated: float, others: int) -> Decision:
+    """Most captions repeat nothing and are like no other: a million of them share one object."""
     return Decision("captions", reason, {"repetition": repeated, "alike_captions": others})

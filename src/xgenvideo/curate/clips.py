@@ -1,6 +1,7 @@
 """A decoded clip between steps: JPEG frames with times and small ordered thumbnails, one file, safe to read back."""
 
 import os
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +54,8 @@ def decode_jpeg(content: bytes) -> NDArray[np.uint8]:
 
 def write_clip(path: Path, clip: Clip) -> None:
     """Write under a temporary name, then rename."""
-    temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
+    # Another machine may be writing the same clip, under another name that holds the same content.
+    temporary = path.with_name(f"{path.stem}.{secrets.token_hex(4)}.tmp")
     lengths = np.array([len(jpeg) for jpeg in clip.jpegs], np.int64)
     with temporary.open("wb") as file:
         joined = np.frombuffer(b"".join(clip.jpegs), np.uint8)
@@ -61,6 +63,12 @@ def write_clip(path: Path, clip: Clip) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def read_thumbs(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """Thumbnails [F 16 16 3] and pts [F] of a clip, without its frames."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return arrays["thumbs"], arrays["pts"]
 
 
 def read_clip(path: Path) -> Clip:

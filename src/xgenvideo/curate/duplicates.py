@@ -1,27 +1,38 @@
 """Near duplicates: the same pictures in the same order, also after a crop, another size, another encoding or speed. A
 clip and its reversed or reordered twin, or one whose events lie closer together, are not duplicates.
 
-Candidates come from hashes by random planes (SimHash) of what a clip looks like on the whole and of what moves in it,
-so the cost does not grow with the square of the clips. Every candidate is verified moment by moment, under the crop
+Candidates come from signatures of what a clip looks like on the whole and of what moves in it (`neighbours.py`), so the
+cost does not grow with the square of the clips. Every candidate is verified moment by moment, under the crop
 that fits best; the worst moments decide, because a twin differs for a part of the time only.
 """
 
-from collections import defaultdict
-from collections.abc import Iterator
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import combinations, product
+from functools import lru_cache
+from itertools import product
+from typing import TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from xgenvideo.curate.neighbours import (
+    KINDS,
+    LENGTH_SECONDS,
+    LENGTH_SHARE,
+    WORD,
+    WORDS,
+    Planes,
+    Signatures,
+    find_neighbours,
+)
 from xgenvideo.curate.settings import CurateSettings
 
 GRID = 16
 MOMENTS = 32  # at most, spread over the clip
-TABLES = 24
-MOVES_BITS, LOOKS_BITS = 12, 9  # finds pairs of correlation 0.9 with a chance of 0.93 and 0.998
-MAX_BUCKET = 200
+LOOK_WORDS = 3  # of signs of the look under each window, by which most candidates go without their files being read
+READ = 1024  # fingerprints held while candidates are verified, 60 KB each
 STILL_LEVELS = 0.5  # of 255, over what encoding leaves in a picture of 16 x 16
 # Windows of the picture that a copy may show: left, top and side, as fractions. A tenth cut off, from any sides.
 WINDOWS = ((0.0, 0.0, 1.0), *((0.05 * x, 0.05 * y, 0.9) for x, y in product(range(3), range(3))))
@@ -33,6 +44,7 @@ NEAR_SECONDS = 0.3  # sampling at 2 FPS shows a moment up to a quarter second of
 JITTER = 0.5  # share of the change to the neighbouring moments that is put down to that
 
 Pictures = NDArray[np.float32]
+Name = TypeVar("Name", int, str)
 
 
 @dataclass(frozen=True, repr=False)
@@ -95,7 +107,7 @@ def _window(pictures: Pictures, number: int) -> Pictures:
 
 def likeness(one: Fingerprint, two: Fingerprint) -> float:
     """Up to 1: how alike the worst moments and the grounds are; 0 when the lengths or the mean pictures differ."""
-    if abs(one.seconds - two.seconds) > 0.1 * max(one.seconds, two.seconds) + 0.25:
+    if abs(one.seconds - two.seconds) > LENGTH_SHARE * max(one.seconds, two.seconds) + LENGTH_SECONDS:
         return 0.0
     forth, back = one.looks @ two.looks[0], two.looks @ one.looks[0]
     if max(forth.max(), back.max()) < MIN_LOOK * min(one.steadiness, two.steadiness):
@@ -160,51 +172,60 @@ def _changes(x: Pictures) -> Pictures:
     return np.asarray((np.append(steps[:1], steps) + np.append(steps, steps[-1:])) / 2, np.float32)
 
 
-def find_duplicates(prints: dict[str, Fingerprint], settings: CurateSettings) -> dict[str, tuple[str, float]]:
-    """For each clip to drop: the clip kept in its place, and how alike they are. The order of `prints` is no matter."""
-    best: dict[str, tuple[str, float]] = {}
-    order = sorted(prints, key=lambda name: prints[name].rank)
-    place = {name: number for number, name in enumerate(order)}
-    pairs = sorted((max(place[a], place[b]), min(place[a], place[b])) for a, b in _candidates(prints))
-    for later, earlier in pairs:
-        name, kept = order[later], order[earlier]
-        if kept in best or name in best:
-            continue
-        alike = likeness(prints[name], prints[kept])
-        if alike >= settings.min_duplicate_likeness:
-            best[name] = (kept, round(alike, 4))
-    return best
+def find_duplicates(prints: Mapping[Name, Fingerprint], settings: CurateSettings) -> dict[Name, tuple[Name, float]]:
+    """For each clip to drop: the clip kept in its place, and how alike they are. The order of `prints` is no matter.
+
+    Each print is asked for once, and those of clips that look alike once more: `prints` may read them from files.
+    """
+    names, sketches = _Sketches.of(prints)
+    near = find_neighbours(sketches.signatures, sketches.seconds)
+    best: dict[int, tuple[int, float]] = {}
+    read = lru_cache(READ)(lambda place: prints[names[place]])
+    for later in np.flatnonzero(near[:, 0] >= 0).tolist():
+        # A neighbour that was dropped stands for the clip kept in its place, so that a crowd keeps one.
+        for kept in sorted({best.get(earlier, (earlier,))[0] for earlier in near[later][near[later] >= 0].tolist()}):
+            alike = likeness(read(later), read(kept)) if sketches.may_look_alike(later, kept) else 0.0
+            if alike >= settings.min_duplicate_likeness:
+                best[later] = (kept, round(alike, 4))
+                break
+    return {names[later]: (names[kept], alike) for later, (kept, alike) in best.items()}
 
 
-def _candidates(prints: dict[str, Fingerprint]) -> Iterator[tuple[str, str]]:
-    """Pairs that share a bucket of any table, by what moves or by what the whole looks like."""
-    names = list(prints)
-    seen: set[tuple[str, str]] = set()
-    if not names:
-        return
-    moves, looks = np.stack([prints[n].moves for n in names]), np.stack([prints[n].looks[0] for n in names])
-    for vectors, bits in ((moves, MOVES_BITS), (looks, LOOKS_BITS)):
-        for codes in _hashes(vectors, bits):
-            buckets: dict[int, list[str]] = defaultdict(list)
-            for name, code in zip(names, codes, strict=True):
-                buckets[int(code)].append(name)
-            for bucket in buckets.values():
-                # A crowded bucket holds stills or plain grounds; neighbours in length are compared, not all pairs.
-                bucket.sort(key=lambda name: prints[name].seconds)
-                for one, two in combinations(bucket, 2) if len(bucket) <= MAX_BUCKET else _neighbours(bucket):
-                    pair = (one, two) if one < two else (two, one)
-                    if pair not in seen:
-                        seen.add(pair)
-                        yield pair
+@dataclass(frozen=True, repr=False)
+class _Sketches:
+    """What is held of every clip, in the order of their ranks: 350 bytes each.
 
+    signatures [N 10], by which candidates are found; windows [N 10 3], the signs of the looks under each window.
+    """
 
-def _hashes(vectors: Pictures, bits: int) -> NDArray[np.int64]:
-    """[TABLES N]: for each table the bucket of each vector [N D]."""
-    planes = np.random.default_rng(20240101).normal(size=(vectors.shape[1], TABLES * bits)).astype(np.float32)
-    signs = (vectors @ planes > 0).reshape(len(vectors), TABLES, bits)
-    return np.asarray((signs @ (1 << np.arange(bits))).T, np.int64)
+    signatures: Signatures
+    windows: Signatures
+    steadiness: NDArray[np.float64]
+    seconds: NDArray[np.float64]
 
+    @staticmethod
+    def of(prints: Mapping[Name, Fingerprint]) -> "tuple[list[Name], _Sketches]":
+        """With the names, in the same order."""
+        names: list[Name] = []
+        count, ranks = len(prints), np.empty((len(prints), 2), np.int64)
+        signatures = np.empty((count, KINDS * WORDS), np.uint64)
+        windows = np.empty((count, len(WINDOWS), LOOK_WORDS), np.uint64)
+        steadiness, seconds = np.empty(count), np.empty(count)
+        moves, looks = Planes.of(12 * 6 * 6 * 3, seed=1), Planes.of(GRID * GRID * 3, seed=2)
+        for place, (name, seen) in enumerate(prints.items()):
+            names.append(name)
+            signs = looks.sign(seen.looks)
+            signatures[place] = np.concatenate([moves.sign(seen.moves[None])[0], signs[0]])
+            windows[place], steadiness[place], seconds[place] = signs[:, :LOOK_WORDS], seen.steadiness, seen.seconds
+            ranks[place] = seen.rank
+        order = np.lexsort((ranks[:, 1], ranks[:, 0]))
+        sketches = _Sketches(signatures[order], windows[order], steadiness[order], seconds[order])
+        return [names[place] for place in order.tolist()], sketches
 
-def _neighbours(bucket: list[str]) -> Iterator[tuple[str, str]]:
-    for step in range(1, 9):
-        yield from zip(bucket, bucket[step:], strict=False)
+    def may_look_alike(self, one: int, two: int) -> bool:
+        """Whether the mean pictures may pass MIN_LOOK, by their signs: five deviations of these are allowed for."""
+        forth = np.bitwise_count(self.windows[one] ^ self.windows[two, 0]).sum(axis=1)
+        back = np.bitwise_count(self.windows[two] ^ self.windows[one, 0]).sum(axis=1)
+        bits = LOOK_WORDS * WORD
+        apart = math.acos(MIN_LOOK * min(self.steadiness[one], self.steadiness[two])) / math.pi
+        return bool(min(forth.min(), back.min()) <= bits * apart + 5 * math.sqrt(bits * apart * (1 - apart)))

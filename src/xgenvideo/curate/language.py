@@ -49,12 +49,9 @@ def judge_language(caption: str, detector: LanguageDetector, settings: CurateSet
     likeliest = max(chances, key=lambda code: chances[code], default=settings.language)
     letters = sum(char.isalpha() for char in caption)
     foreign = foreign_script(caption)
-    scores = {
-        "words": words,
-        "language_score": own,
-        "languages": chances,
-        "foreign_letters": _shared(round(foreign, 3)),
-    }
+    scores: dict[str, Any] = {"words": words, "language_score": own, "foreign_letters": _shared(round(foreign, 3))}
+    if likeliest != settings.language:  # what it may be instead
+        scores["languages"] = chances
     reason = None
     unlike = own < settings.min_language_score and likeliest != settings.language
     if (settings.language == "en" and foreign > 0.3) or (letters >= settings.min_language_letters and unlike):

@@ -18,7 +18,8 @@ def judge_captions(items: list[Item], work: Workplace) -> None:
         assert item.entry.pair is not None, f"{item.entry.name} has no record"
         if work.settings.mask_personal:
             caption = mask_personal(item.entry.pair.caption)
-            item.entry = dataclasses.replace(item.entry, pair=dataclasses.replace(item.entry.pair, caption=caption))
+            if caption != item.entry.pair.caption:
+                item.entry = dataclasses.replace(item.entry, pair=dataclasses.replace(item.entry.pair, caption=caption))
         captions.append(item.entry.pair.caption if item.entry.pair else "")
     for item, caption, others in zip(items, captions, alike(captions), strict=True):
         item.decisions.append(judge_caption(caption, others, work.settings))

@@ -17,23 +17,27 @@ from xgenvideo.curate.pairs import choose_split
 from xgenvideo.curate.report import write_report
 from xgenvideo.curate.settings import CurateSettings
 from xgenvideo.curate.sources import read_source
-from xgenvideo.curate.splitting import split_shots
-from xgenvideo.curate.stages import Item, Progress, Workplace
+from xgenvideo.curate.splitting import scan_shots, split_shots
+from xgenvideo.curate.stages import Item, Progress, Workplace, add_up
 from xgenvideo.curate.steps import FUNNEL, OF_ALL, OF_CLIPS, OF_RECORDS, judge
 from xgenvideo.curate.units import describe, run_units, write_whole
-from xgenvideo.data.shards import write_dataset
+from xgenvideo.data.shards import publish_dataset
 from xgenvideo.data.text import texts
 from xgenvideo.data.tokenizer import train_tokenizer
 from xgenvideo.errors import DataError
 from xgenvideo.records import Pair, Sample
 
 VERSION = 1
+SLICE = 1000  # inputs
 OUR_FILES = ("audit.jsonl", "report.html", "curation.json", "tokenizer.json")
 
 
 @dataclass(frozen=True)
 class CurateSummary:
-    """What curation did. `dropped` counts every reason code; `pairs_failed` of them could not be read or decoded."""
+    """What curation did. `dropped` counts every reason code; `pairs_failed` of them could not be read or decoded.
+
+    `timings`: processor seconds of each step, over all processes and earlier runs that made what was used.
+    """
 
     out: Path
     pairs_in: int
@@ -43,6 +47,7 @@ class CurateSummary:
     splits: dict[str, int]
     funnel: dict[str, int]
     signature: str = field(repr=False)
+    timings: dict[str, float] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         total = self.pairs_kept + sum(self.dropped.values())
@@ -71,7 +76,7 @@ def curate(
     """
     settings = settings or CurateSettings()
     source, out = Path(source), Path(out)
-    folder = Path(work or out.absolute().with_name(out.name + ".work")).absolute()
+    folder = work_folder(out, work)
     entries = read_source(source, videos, settings.preset, folder / "unpacked")
     items = [Item(number, entry) for number, entry in enumerate(entries)]
     signature = _signature(items, settings)
@@ -80,17 +85,38 @@ def curate(
         return finished
     with Workplace(folder, settings, progress) as place:
         if settings.split_shots:
+            with place.timed("shots"):
+                scan_shots(entries, place)
             items = [Item(number, entry) for number, entry in enumerate(split_shots(entries, place))]
+        del entries  # the items hold them, with captions masked
         judge(items, place, OF_RECORDS)
         run_units([item for item in items if item.kept], place)
+        timings = place.seconds
     with Workplace(folder, settings, progress) as place:  # with what the units have stored
-        judge(items, place, OF_CLIPS + OF_ALL)
-        _publish(items, place, out)
-        summary = _summary(items, out, signature)
+        _judge_clips(items, place)
+        judge(items, place, OF_ALL)
+        with place.timed("write"):
+            _publish(items, place, out)
+        add_up(timings, place.seconds)
+        summary = _summary(items, out, signature, timings)
         write_report(out / "report.html", items, summary.to_dict(), settings, place.read_clip)
     record = summary.to_dict() | {"settings": settings.to_dict(), "work": str(folder)}
     write_whole(out / "curation.json", [json.dumps(record, indent=1)])
     return summary
+
+
+def work_folder(out: Path, work: Path | None) -> Path:
+    """Where scores and decoded clips of a dataset are kept."""
+    return Path(work or out.absolute().with_name(out.name + ".work")).absolute()
+
+
+def _judge_clips(items: list[Item], work: Workplace) -> None:
+    """By the scores that the units have stored, few at a time: what was measured of a clip takes kilobytes."""
+    for start in range(0, len(items), SLICE):
+        some = [item for item in items[start : start + SLICE] if item.kept]
+        judge(some, work, OF_CLIPS)
+        for item in some:
+            item.forget_measures()
 
 
 def _publish(items: list[Item], work: Workplace, out: Path) -> None:
@@ -101,7 +127,7 @@ def _publish(items: list[Item], work: Workplace, out: Path) -> None:
             (out / name).unlink(missing_ok=True)
     if kept:
         card = {"curation": VERSION, "settings": work.settings.to_dict(), "dropped": _reasons(items)}
-        write_dataset(out, _samples(kept, work), card)
+        publish_dataset(out, _samples(kept, work), card)
         learned = [_pair(item) for item in kept if item.split == "train"]
         if learned:
             temporary = out / "tokenizer.json.part"
@@ -141,7 +167,7 @@ def _reasons(items: list[Item]) -> dict[str, int]:
     return dict(sorted(Counter(item.reason for item in items if item.reason is not None).items()))
 
 
-def _summary(items: list[Item], out: Path, signature: str) -> CurateSummary:
+def _summary(items: list[Item], out: Path, signature: str, timings: dict[str, float]) -> CurateSummary:
     kept = [item for item in items if item.kept]
     shares = Counter(str(item.split) for item in kept)
     return CurateSummary(
@@ -153,6 +179,7 @@ def _summary(items: list[Item], out: Path, signature: str) -> CurateSummary:
         splits=dict(sorted(shares.items())),
         funnel=_funnel(items),
         signature=signature,
+        timings={step: round(seconds, 2) for step, seconds in timings.items()},
     )
 
 

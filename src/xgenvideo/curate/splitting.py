@@ -2,8 +2,9 @@
 
 import dataclasses
 import hashlib
+import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,42 +12,59 @@ import numpy as np
 from xgenvideo.curate.pairs import Entry
 from xgenvideo.curate.settings import CurateSettings
 from xgenvideo.curate.shots import Shot, ShotModel, find_shots
-from xgenvideo.curate.stages import Workplace, clip_hash, content_hash
+from xgenvideo.curate.stages import Workplace
 from xgenvideo.curate.workers import DecodePool
 
 
-def split_shots(entries: list[Entry], work: Workplace) -> list[Entry]:
-    """Clips of the shots of every input; one that cannot be scanned stays whole, for decoding to say why."""
+def scan_shots(entries: Iterable[Entry], work: Workplace) -> None:
+    """Store where the shots of every input are, or that it cannot be looked through."""
     settings = work.settings
     folder = work.folder / "scans"
     folder.mkdir(exist_ok=True)
-    hashes = [clip_hash(content_hash(entry.path), entry) if entry.path is not None else None for entry in entries]
     jobs = {
-        content: {"path": str(entry.path), "out": str(folder / f"{content[:32]}.npz"), "start": entry.start,
-                  "end": entry.end, "max_seconds": settings.max_scan_seconds}
-        for entry, content in zip(entries, hashes, strict=True)
-        if content is not None and content not in work.shots
+        name: {"path": str(entry.path), "out": str(folder / f"{name[:32]}.npz"), "start": entry.start,
+               "end": entry.end, "max_seconds": settings.max_scan_seconds}
+        for entry in entries
+        if (name := _scan_name(entry)) is not None and name not in work.shots
     }  # fmt: skip
     model = ShotModel() if jobs and settings.split_shots == "transnetv2" else None
     processes = min(settings.processes, max(1, len(jobs)))
     with DecodePool(processes, settings.scan_seconds, settings.decode_memory_mb) as pool:
-        for content, answer in work.tell("shots", pool.run(jobs.items()), len(jobs)):
-            if "frames" in answer:
-                path = Path(str(jobs[content]["out"]))
-                with np.load(path, allow_pickle=False) as scan:
-                    frames, times = scan["frames"], scan["times"]
-                path.unlink()
-                found = find_shots(frames, times, answer["seconds"], model.chances(frames) if model else None)
-                work.shots.put(content, {"shots": found})
-    return [
-        clip
-        for entry, content in zip(entries, hashes, strict=True)
-        for clip in (
-            as_clips(entry, work.shots[content]["shots"], settings)
-            if content is not None and entry.pair is not None and content in work.shots
-            else [entry]
-        )
-    ]
+        for name, answer in work.tell("shots", pool.run(jobs.items()), len(jobs)):
+            if "frames" not in answer:
+                work.shots.put(name, {"shots": [], "reason": answer.get("reason")})
+                continue
+            path = Path(str(jobs[name]["out"]))
+            with np.load(path, allow_pickle=False) as scan:
+                frames, times = scan["frames"], scan["times"]
+            path.unlink()
+            found = find_shots(frames, times, answer["seconds"], model.chances(frames) if model else None)
+            work.shots.put(name, {"shots": found})
+
+
+def not_scanned(entries: Iterable[Entry], work: Workplace) -> int:
+    """How many inputs have not been looked through yet."""
+    return sum((name := _scan_name(entry)) is not None and name not in work.shots for entry in entries)
+
+
+def split_shots(entries: Iterable[Entry], work: Workplace) -> Iterator[Entry]:
+    """Clips of the shots of every input; one that cannot be looked through stays whole, for decoding to say why."""
+    for entry in entries:
+        name = _scan_name(entry)
+        shots = work.shots[name]["shots"] if name is not None and name in work.shots else []
+        if shots and entry.pair is not None:
+            yield from as_clips(entry, shots, work.settings)
+        else:
+            yield entry
+
+
+def _scan_name(entry: Entry) -> str | None:
+    """What an input is known by before anything is read of it: its file's size and time, and the clip's times."""
+    if entry.path is None or not entry.path.is_file():
+        return None
+    status = entry.path.stat()
+    values = [entry.name, status.st_size, status.st_mtime_ns, entry.start, entry.end]
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def as_clips(entry: Entry, shots: list[Shot], settings: CurateSettings) -> Iterator[Entry]:

@@ -2,16 +2,19 @@
 
 import hashlib
 import json
+import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, TypeVar
 
-from xgenvideo.curate.clips import Clip, read_clip
-from xgenvideo.curate.duplicates import find_duplicates, fingerprint
+from xgenvideo.curate.clips import Clip, read_clip, read_thumbs
+from xgenvideo.curate.duplicates import Fingerprint, find_duplicates, fingerprint
 from xgenvideo.curate.motion import judge_motion
 from xgenvideo.curate.pairs import Entry, choose_split
 from xgenvideo.curate.settings import CurateSettings, Decision
@@ -20,12 +23,15 @@ from xgenvideo.curate.workers import DecodePool
 from xgenvideo.errors import DataError
 
 # Raised when a step's code gives other scores: stored ones are then made again.
-VERSIONS = {"decode": "4", "text_overlay": "1", "semantic": "1", "shots": "1", "safety": "1"}
+VERSIONS = {"decode": "4", "text_overlay": "1", "semantic": "1", "shots": "2", "safety": "1"}
 MEASURED = frozenset({"motion", "picture", "text", "marks", "colours"})  # facts that a step judges and reports itself
 SAMPLING = ("fps", "max_frames", "short_side", "jpeg_quality", "crop_bars")
 TRANSIENT = frozenset({"decode_timeout", "decoder_crashed"})  # tried again by the next run
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
 Progress = Callable[[str, int, int], None]
+Seconds = defaultdict[str, float]  # of processor time, by step
 Value = TypeVar("Value")
 Result = TypeVar("Result")
 
@@ -37,7 +43,7 @@ class Item:
     number: int
     entry: Entry
     content: str | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
     decisions: list[Decision] = field(default_factory=list)
     split: str | None = None
 
@@ -70,6 +76,10 @@ class Item:
         crashed = self.reason is not None and self.reason.startswith("crashed_")
         return crashed or self.lost_at == "read" or (self.lost_at == "decode" and self.reason != "too_short")
 
+    def forget_measures(self) -> None:
+        """Let go of the facts that every step has judged: they are in the store, and large."""
+        self.facts = {name: value for name, value in self.facts.items() if name not in MEASURED}
+
     def lineage(self) -> dict[str, Any]:
         """Where the sample is from, every score and every decision."""
         assert self.entry.pair is not None, f"{self.entry.name} has no record"
@@ -98,8 +108,9 @@ class Item:
 class Workplace:
     """The folder of stored scores and decoded clips, the settings, and where progress is told. A context manager."""
 
-    def __init__(self, folder: Path, settings: CurateSettings, progress: Progress | None) -> None:
-        self.folder, self.settings, self.progress = folder, settings, progress
+    def __init__(self, folder: Path, settings: CurateSettings, progress: Progress | None, part: str = "") -> None:
+        self.folder, self.settings, self.progress, self.part = folder, settings, progress, part
+        self.seconds: Seconds = defaultdict(float)
         self.clips = folder / "clips"
         self.clips.mkdir(parents=True, exist_ok=True)
         s = settings
@@ -114,7 +125,7 @@ class Workplace:
         self.semantics = self._store("semantic", s.signature("alignment_frames") + model + "+" + self.decoded.version)
 
     def _store(self, step: str, signature: str) -> ScoreStore:
-        return ScoreStore(self.folder / "scores", step, f"{VERSIONS[step]}-{signature}")
+        return ScoreStore(self.folder / "scores", step, f"{VERSIONS[step]}-{signature}", self.part)
 
     def __enter__(self) -> "Workplace":
         return self
@@ -124,6 +135,15 @@ class Workplace:
     ) -> None:
         for store in (self.decoded, self.texts, self.shots, self.safety, self.semantics):
             store.close()
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        """Count the processor time of this process, its threads and the children that end meanwhile for a step."""
+        begun = sum(os.times()[:4])
+        try:
+            yield
+        finally:
+            self.seconds[step] += sum(os.times()[:4]) - begun
 
     def clip_path(self, content: str) -> Path:
         """Where the decoded clip of a content hash lies; other sampling settings give another file."""
@@ -143,6 +163,12 @@ class Workplace:
         for done, value in enumerate(values, start=1):
             yield value
             self.report(stage, done, total)
+
+
+def add_up(total: Seconds, seconds: dict[str, float]) -> None:
+    """Add what other processes have taken."""
+    for step, value in seconds.items():
+        total[step] += value
 
 
 def folder_signature(folder: Path) -> str:
@@ -278,18 +304,33 @@ def in_threads(
         yield from zip(values, pool.map(work, values), strict=True)
 
 
+class _Prints(Mapping[int, Fingerprint]):
+    """Fingerprints of items by their number, each made when it is asked for: a million take tens of gigabytes."""
+
+    def __init__(self, items: list[Item], work: Workplace) -> None:
+        self._items, self._work = {item.number: item for item in items}, work
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[int]:
+        return self._work.tell("duplicates", self._items, len(self._items))
+
+    def __getitem__(self, number: int) -> Fingerprint:
+        item = self._items[number]
+        thumbs, pts = read_thumbs(self._work.clip_path(str(item.content)))
+        # Larger than what is stored is no better: an enlarged copy must not win.
+        side = min(item.facts["width"], item.facts["height"], self._work.settings.short_side)
+        return fingerprint(thumbs, pts, item.facts["seconds"], (-side, number))
+
+
 def judge_duplicates(items: list[Item], work: Workplace) -> None:
     """Of clips with the same pictures in the same order the largest is kept, or the first of the same size."""
-    prints = {}
-    for item in work.tell("duplicates", items, len(items)):
-        clip = work.read_clip(str(item.content))
-        # Larger than what is stored is no better: an enlarged copy must not win.
-        side = min(item.facts["width"], item.facts["height"], work.settings.short_side)
-        prints[str(item.number)] = fingerprint(clip.thumbs, clip.pts, item.facts["seconds"], (-side, item.number))
-    found = find_duplicates(prints, work.settings)
-    names = {str(item.number): item.entry.name for item in items}
+    found = find_duplicates(_Prints(items, work), work.settings)
+    names = {kept: "" for kept, _ in found.values()}
+    names.update((item.number, item.entry.name) for item in items if item.number in names)
     for item in items:
-        kept, alike = found.get(str(item.number), (None, 0.0))
+        kept, alike = found.get(item.number, (None, 0.0))
         if kept is None:
             item.decisions.append(Decision("duplicates"))
         else:

@@ -32,4 +32,5 @@ def judge(
     for name, step in steps:
         if name == "decode" or name in work.settings.steps:
             begin(name)
-            step([item for item in items if item.kept], work)
+            with work.timed(name):
+                step([item for item in items if item.kept], work)

@@ -159,7 +159,8 @@ def _forget_work(work: Path, contents: set[str]) -> int:
     shutil.rmtree(work / "unpacked", ignore_errors=True)  # tars' videos; the next run unpacks what it needs
     shutil.rmtree(work / "units", ignore_errors=True)  # the ledger; the next run looks at what is stored
     # Scores that are named by content and caption together are all removed: which are the source's is not in them.
-    (work / "scores" / "semantic.jsonl").unlink(missing_ok=True)
+    for store in (work / "scores").glob("semantic*.jsonl"):
+        store.unlink()
     for store in (work / "scores").glob("*.jsonl"):
         lines = store.read_text(encoding="utf-8").splitlines(keepends=True)
         _write(store, "".join(line for line in lines if line.endswith("\n") and json.loads(line)["id"] not in contents))

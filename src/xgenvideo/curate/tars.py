@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import secrets
 import tarfile
 from collections.abc import Iterator
 from hashlib import sha256
@@ -101,7 +102,7 @@ def _unpack(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path, time_
         return
     stream = archive.extractfile(member)
     assert stream is not None, f"{member.name} is a file"
-    part = path.with_suffix(".part")
+    part = path.with_suffix(f".{secrets.token_hex(4)}.part")  # another machine may be unpacking the same tar
     with part.open("wb") as file:
         while content := stream.read(COPY_BYTES):
             file.write(content)

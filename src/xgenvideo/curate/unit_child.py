@@ -19,12 +19,14 @@ PR_SET_PDEATHSIG = 1
 Tell = Callable[[dict[str, Any]], None]
 
 
-def work_unit(job: Job, tell: Tell) -> list[dict[str, Any]]:
-    """Store all scores of the unit. Returns for each input its content's hash, its reason, and its failure if any."""
+def work_unit(job: Job, tell: Tell) -> dict[str, Any]:
+    """Store all scores of the unit. Returns processor seconds by step, and for each input the outcome: its content's
+    hash, its reason, and its failure if any.
+    """
     items = [Item(number, entry) for number, entry in enumerate(job.entries)]
-    with Workplace(job.folder, job.settings, lambda *progress: tell({"progress": progress})) as work:
-        judge(items, work, OF_CLIPS, lambda step: tell({"step": step}))
-    return [_outcome(item) for item in items]
+    with Workplace(job.folder, job.settings, lambda *progress: tell({"progress": progress}), job.part) as work:
+        judge(items, work, OF_CLIPS, lambda step: tell({"step": step, "seconds": work.seconds}))
+    return {"seconds": work.seconds, "outcomes": [_outcome(item) for item in items]}
 
 
 def _outcome(item: Item) -> dict[str, Any]:
@@ -69,7 +71,7 @@ def main() -> None:
         answers.flush()
 
     try:
-        tell({"outcomes": work_unit(job, tell)})
+        tell(work_unit(job, tell))
     except XGenVideoError as error:
         tell({"error": type(error).__name__, "message": str(error), "values": vars(error)})
     except Exception as error:  # a bug that one input meets, or the memory limit: found by halving, like a crash

@@ -8,9 +8,10 @@ rest goes on. What a dead child had stored is not made again.
 import hashlib
 import json
 import os
+import re
 import signal
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,9 +20,9 @@ from typing import Any
 from xgenvideo import errors
 from xgenvideo.curate.pairs import Entry
 from xgenvideo.curate.settings import CurateSettings, Decision
-from xgenvideo.curate.stages import VERSIONS, Item, Workplace
+from xgenvideo.curate.stages import VERSIONS, Item, Seconds, Value, Workplace, add_up
 from xgenvideo.data.confined import start_child
-from xgenvideo.errors import DataError, XGenVideoError
+from xgenvideo.errors import ConfigError, DataError, XGenVideoError
 from xgenvideo.records import Pair, Question
 
 MOST_CRASHED, MOST_CRASHED_SHARE = 20, 0.01  # of the inputs; with more a step is broken, not its input
@@ -35,11 +36,17 @@ class Job:
     settings: CurateSettings
     entries: tuple[Entry, ...]
     parent: int  # its process: the child does not outlive it
+    part: str = ""  # how the names of the files end that scores are stored in
 
     def to_json(self) -> str:
         """One JSON object, which `from_json` reads in the child."""
         entries = [asdict(entry) | {"path": entry.path and str(entry.path)} for entry in self.entries]
-        said = {"folder": str(self.folder), "settings": self.settings.to_dict(), "parent": self.parent}
+        said = {
+            "folder": str(self.folder),
+            "settings": self.settings.to_dict(),
+            "parent": self.parent,
+            "part": self.part,
+        }
         return json.dumps(said | {"entries": entries})
 
     @staticmethod
@@ -48,7 +55,7 @@ class Job:
         said = json.loads(text)
         settings = said["settings"] | {"steps": tuple(said["settings"]["steps"])}
         entries = tuple(_entry(values) for values in said["entries"])
-        return Job(Path(said["folder"]), CurateSettings(**settings), entries, said["parent"])
+        return Job(Path(said["folder"]), CurateSettings(**settings), entries, said["parent"], said["part"])
 
 
 def _entry(values: dict[str, Any]) -> Entry:
@@ -56,6 +63,35 @@ def _entry(values: dict[str, Any]) -> Entry:
     if pair is not None:
         pair = Pair(**(pair | {"questions": tuple(map(Question.from_dict, pair["questions"]))}))
     return Entry(**(values | {"path": path and Path(path), "pair": pair}))
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which units a process works on: those whose number leaves `number` when divided by `count`."""
+
+    number: int = 0
+    count: int = 1
+
+    @staticmethod
+    def parse(text: str) -> "Part":
+        """Read "3/64": the fourth of 64, as Slurm numbers the tasks of an array. Raises ConfigError."""
+        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text, re.ASCII)
+        if found is None or not int(found[1]) < int(found[2]):
+            why = "is no part; write NUMBER/COUNT, numbers from 0 to COUNT - 1"
+            raise ConfigError("--part", text, why, ("0/4", "1/4", "2/4", "3/4"))
+        return Part(int(found[1]), int(found[2]))
+
+    @property
+    def suffix(self) -> str:
+        """How the names of the files end that only this part writes to."""
+        return f"-{self.number}-of-{self.count}" if self.count > 1 else ""
+
+    def of(self, values: Sequence[Value], size: int) -> list[Sequence[Value]]:
+        """Its own of the slices of so many values."""
+        return [values[start : start + size] for start in range(0, len(values), size)][self.number :: self.count]
+
+
+WHOLE = Part()
 
 
 class _DiedError(Exception):
@@ -66,23 +102,27 @@ class _DiedError(Exception):
         self.step, self.detail = step, detail
 
 
-def run_units(items: list[Item], work: Workplace) -> None:
+def run_units(items: list[Item], work: Workplace, part: Part = WHOLE) -> int:
     """Make the scores of all items in child processes, a unit after another; those that crash one get their decision.
 
+    Works on the units of one part alone, and returns how many it has; `work.seconds` grows by their steps' time.
     Finished units are read from the ledger, a file each in `units/` of the work folder. Raises what a step raises for a
     wrong setting, and DataError when so many inputs crash that a step must be broken.
     """
     ledger, crashed = Ledger(work), 0
-    size = work.settings.unit_pairs
-    for start in range(0, len(items), size):
-        unit = items[start : start + size]
-        outcomes = ledger.read(unit)
-        if outcomes is None:
-            outcomes = list(_work_on(unit, work))
-            ledger.write(unit, outcomes)
+    own = part.of(items, work.settings.unit_pairs)
+    most = max(MOST_CRASHED, MOST_CRASHED_SHARE * sum(map(len, own)))
+    for unit in own:
+        record = ledger.read(unit)
+        if record is None:
+            seconds: Seconds = defaultdict(float)
+            record = {"outcomes": list(_work_on(list(unit), work, seconds)), "seconds": seconds}
+            ledger.write(unit, record)
+        add_up(work.seconds, record["seconds"])
+        outcomes: list[dict[str, Any]] = record["outcomes"]
         crashes = [outcome for outcome in outcomes if str(outcome["reason"]).startswith("crashed_")]
         crashed += len(crashes)
-        if crashed > max(MOST_CRASHED, MOST_CRASHED_SHARE * len(items)):
+        if crashed > most:
             last = crashes[-1]
             raise DataError(
                 f"{crashed} of {len(items)} inputs have crashed curation, the last the step {last['step']} "
@@ -90,6 +130,7 @@ def run_units(items: list[Item], work: Workplace) -> None:
             )
         for item, outcome in zip(unit, outcomes, strict=True):
             _apply(item, outcome)
+    return len(own)
 
 
 def _apply(item: Item, outcome: dict[str, Any]) -> None:
@@ -98,30 +139,32 @@ def _apply(item: Item, outcome: dict[str, Any]) -> None:
         item.decisions.append(Decision(outcome["step"], outcome["reason"], detail=outcome["detail"]))
 
 
-def _work_on(unit: list[Item], work: Workplace) -> Iterator[dict[str, Any]]:
-    """Outcomes of the items in order, whatever they do to the child."""
+def _work_on(unit: list[Item], work: Workplace, seconds: Seconds) -> Iterator[dict[str, Any]]:
+    """Outcomes of the items in order, whatever they do to the child. Processor time by step is added to `seconds`."""
     try:
-        yield from _in_child(unit, work)
+        yield from _in_child(unit, work, seconds)
     except _DiedError as died:
         if len(unit) > 1:
             middle = len(unit) // 2
-            yield from _work_on(unit[:middle], work)
-            yield from _work_on(unit[middle:], work)
+            yield from _work_on(unit[:middle], work, seconds)
+            yield from _work_on(unit[middle:], work, seconds)
         else:
             reason = f"crashed_{died.step}"
             yield {"content": None, "reason": reason, "step": died.step, "detail": died.detail}
 
 
-def _in_child(unit: list[Item], work: Workplace) -> list[dict[str, Any]]:
+def _in_child(unit: list[Item], work: Workplace, seconds: Seconds) -> list[dict[str, Any]]:
     """Outcomes of a child that lived to its end. Raises _DiedError."""
     settings = work.settings
-    job = Job(work.folder, settings, tuple(item.entry for item in unit), os.getpid())
+    job = Job(work.folder, settings, tuple(item.entry for item in unit), os.getpid(), work.part)
     step, answer = "start", None
+    spent: dict[str, float] = {}
     with closing(_Child(settings.unit_memory_mb)) as child:
         for answer in child.ask(job):
-            step = answer.get("step", step)
+            step, spent = answer.get("step", step), answer.get("seconds", spent)
             if "progress" in answer:
                 work.report(*answer["progress"])
+    add_up(seconds, spent)  # also of one that died: finished steps are not done again
     if answer is not None and "outcomes" in answer:
         outcomes: list[dict[str, Any]] = answer["outcomes"]
         return outcomes
@@ -201,31 +244,35 @@ class Ledger:
     def _path(self, given: str) -> Path:
         return self._folder / f"{hashlib.sha256(f'{given} {self._version}'.encode()).hexdigest()[:32]}.json"
 
-    def read(self, unit: list[Item]) -> list[dict[str, Any]] | None:
-        """The outcomes of a finished unit, in order; None for one that is not finished, or whose file is damaged."""
+    def read(self, unit: Sequence[Item]) -> dict[str, Any] | None:
+        """A finished unit: `outcomes` in order, processor `seconds` by step. None for one that is not finished, or
+        whose file is damaged.
+        """
         given = describe(unit)
         try:
-            record = json.loads(self._path(given).read_bytes())
-            outcomes: list[dict[str, Any]] = record["outcomes"]
-            whole = (record["input"], record["version"], record["output"]) == (given, self._version, _hash(outcomes))
+            record: dict[str, Any] = json.loads(self._path(given).read_bytes())
+            output = _hash(record["outcomes"], record["seconds"])
+            whole = (record["input"], record["version"], record["output"]) == (given, self._version, output)
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return outcomes if whole and len(outcomes) == len(unit) else None
+        return record if whole and len(record["outcomes"]) == len(unit) else None
 
-    def write(self, unit: list[Item], outcomes: list[dict[str, Any]]) -> None:
+    def write(self, unit: Sequence[Item], worked: dict[str, Any]) -> None:
         """Record a finished unit, in one rename. One with a decoder's crash or time-out is not: it is tried again."""
+        outcomes, seconds = worked["outcomes"], worked["seconds"]
         if any(
             outcome.get("step") == "decode" and not outcome["reason"].startswith("crashed_") for outcome in outcomes
         ):
             return
         given = describe(unit)
         reasons = Counter(str(outcome["reason"]) for outcome in outcomes if outcome["reason"] is not None)
-        record = {"input": given, "version": self._version, "output": _hash(outcomes), "pairs": len(unit)}
-        write_whole(self._path(given), [json.dumps(record | {"reasons": reasons, "outcomes": outcomes})])
+        record = {"input": given, "version": self._version, "output": _hash(outcomes, seconds), "pairs": len(unit)}
+        record |= {"reasons": reasons, "seconds": seconds, "outcomes": outcomes}
+        write_whole(self._path(given), [json.dumps(record)])
 
 
-def _hash(outcomes: list[dict[str, Any]]) -> str:
-    return hashlib.sha256(json.dumps(outcomes, sort_keys=True).encode()).hexdigest()
+def _hash(outcomes: list[dict[str, Any]], seconds: dict[str, float]) -> str:
+    return hashlib.sha256(json.dumps([outcomes, seconds], sort_keys=True).encode()).hexdigest()
 
 
 def write_whole(path: Path, parts: Iterable[str]) -> None:

@@ -29,19 +29,29 @@ from xgenvideo.errors import DataError
 from xgenvideo.records import Sample
 
 # Reading lives in dataset.py; whoever works with shards finds both halves here.
-__all__ = ["Dataset", "open_dataset", "write_dataset"]
+__all__ = ["Dataset", "open_dataset", "publish_dataset", "write_dataset"]
 
 SHARD_BYTES = 64 * 2**20
+GROUP_ROWS = 1 << 14
 
 
 def write_dataset(
     folder: Path, samples: Iterable[Sample], card: dict[str, Any], shard_bytes: int = SHARD_BYTES
 ) -> Dataset:
-    """Write `samples` as shards of at most about `shard_bytes` each and publish them in one rename.
+    """As `publish_dataset`, and open what was written: its manifest is then in memory."""
+    publish_dataset(folder, samples, card, shard_bytes)
+    return open_dataset(Path(folder).absolute())
 
-    The same samples give the same bytes. A killed write leaves only a folder named `FOLDER.tmp-*`.
-    Raises DataError for no samples, an unsafe or repeated key, values that are not JSON, or a folder in use: an
-    existing dataset is never overwritten, and is returned as it is if it has the same fingerprint.
+
+def publish_dataset(
+    folder: Path, samples: Iterable[Sample], card: dict[str, Any], shard_bytes: int = SHARD_BYTES
+) -> str:
+    """Write `samples` as shards of at most about `shard_bytes` each and publish them in one rename; the fingerprint.
+
+    Memory does not grow with the samples, but for the set of their keys. The same samples give the same bytes. A killed
+    write leaves only a folder named `FOLDER.tmp-*`. Raises DataError for no samples, an unsafe or repeated key, values
+    that are not JSON, or a folder in use: an existing dataset is never overwritten, and is left as it is if it has the
+    same fingerprint.
     """
     folder = Path(folder).absolute()
     if folder.exists() and not (folder / "dataset.json").exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -54,12 +64,12 @@ def write_dataset(
         _publish(temporary, folder, fingerprint)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return open_dataset(folder)
+    return fingerprint
 
 
 def _write_all(folder: Path, samples: Iterable[Sample], card: dict[str, Any], shard_bytes: int) -> str:
     """Every file of the dataset, synced to disk; returns the fingerprint."""
-    rows: list[dict[str, Any]] = []
+    manifest = ManifestWriter(folder / "manifest.parquet")
     shards: dict[str, dict[str, Any]] = {}
     writers: dict[str, ShardWriter] = {}
     seen: set[str] = set()
@@ -68,17 +78,16 @@ def _write_all(folder: Path, samples: Iterable[Sample], card: dict[str, Any], sh
             check_names(sample, seen)
             if sample.split not in writers:
                 writers[sample.split] = ShardWriter(folder, sample.split, shard_bytes, shards)
-            rows.append(writers[sample.split].write(sample))
+            manifest.write(writers[sample.split].write(sample))
     finally:
+        manifest.close()
         for writer in writers.values():
             writer.close()
-    if not rows:
+    if not seen:
         raise DataError(
             f"{folder.name.partition('.tmp-')[0]}: there is no sample to write; every pair was dropped or none came in"
         )
-    manifest = folder / "manifest.parquet"
-    parquet.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), manifest)
-    manifest_sha256 = sha256_of(manifest)
+    manifest_sha256 = sha256_of(manifest.path)
     description = {
         "version": VERSION,
         "fingerprint": fingerprint_of(manifest_sha256, shards),
@@ -88,7 +97,7 @@ def _write_all(folder: Path, samples: Iterable[Sample], card: dict[str, Any], sh
         "card": card,
     }
     (folder / "dataset.json").write_bytes(_to_json(description, "card"))
-    for path in (manifest, folder / "dataset.json", folder):
+    for path in (manifest.path, folder / "dataset.json", folder):
         sync(path)
     return str(description["fingerprint"])
 
@@ -106,6 +115,31 @@ def check_names(sample: Sample, seen: set[str]) -> None:
     if sample.key in seen:
         raise DataError(f"key {sample.key!r}: two samples have it; keys must be unique over all splits")
     seen.add(sample.key)
+
+
+class ManifestWriter:
+    """The manifest, a group of rows at a time: a million rows take gigabytes as Python's objects."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._writer = parquet.ParquetWriter(path, SCHEMA)
+        self._rows: list[dict[str, Any]] = []
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one row."""
+        self._rows.append(row)
+        if len(self._rows) == GROUP_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._writer.write_table(pa.Table.from_pylist(self._rows, schema=SCHEMA))
+        self._rows.clear()
+
+    def close(self) -> None:
+        """End the file."""
+        if self._rows:
+            self._flush()
+        self._writer.close()
 
 
 class ShardWriter:
