@@ -41,6 +41,7 @@ SUMMARY: dict[str, Any] = {
     "parameters": 1_234_567,
 }
 METRICS = [{"step": step, "loss_next_token": 7 / step, "lr": 1e-3, "gates": {"0": 0.1 * step}} for step in range(1, 6)]
+METRICS[-1]["heldout_loss"] = 1.5
 
 
 def sample(frames: int) -> Sample:
@@ -83,6 +84,7 @@ def test_the_page_needs_no_other_file(tmp_path: Path) -> None:
     assert page.tags.count("svg") == 3
     assert "90.0\N{NO-BREAK SPACE}%" in text
     assert "1,234,567" in text
+    assert "sum, held out" in text
 
 
 def test_text_of_the_data_is_never_markup(tmp_path: Path) -> None:

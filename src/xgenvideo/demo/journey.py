@@ -23,7 +23,8 @@ from xgenvideo.recipes import find
 class DemoSize:
     """How much the demonstration does. `clips` counts those for training and those held out; `steps` of training.
 
-    `defect_share` of the clips for training carry a planted defect. `needles` clips are hidden in videos of
+    `defect_share` of the clips for training carry a planted defect. The held-out loss is measured every
+    `eval_every_steps` of training; 0 where the clips held out fill no batch. `needles` clips are hidden in videos of
     `haystack_seconds`.
     """
 
@@ -31,6 +32,7 @@ class DemoSize:
     clips: int
     steps: int
     defect_share: float
+    eval_every_steps: int = 0
     answered_clips: int = 3
     seed: int = 0
     needles: int = 3
@@ -39,13 +41,16 @@ class DemoSize:
 
 # The figures of the evaluation that stand at the top of the summary.
 LIFTED = ("temporal_qa", "twin_choice", "chance", "retrieval_", "caption_cider", "heldout_")
-FULL = DemoSize("full", clips=2400, steps=1050, defect_share=0.08)  # 20 of each of the eight defects
+# 20 of each of the eight defects.
+FULL = DemoSize("full", clips=2400, steps=1050, defect_share=0.08, eval_every_steps=150)
 QUICK = DemoSize("quick", clips=48, steps=30, defect_share=0.15, needles=1, haystack_seconds=(32, 120))
 
 
 def run_demo(out: Path, size: DemoSize, say: Callable[[str], None]) -> dict[str, Any]:
     """Run or resume the journey in `out`; returns the summary, which is also in out/summary.json beside report.html."""
-    config = override(find("tiny"), [f"data.shards={out / 'curated' / 'dataset'}", f"train.steps={size.steps}"])
+    dataset = f"data.shards={out / 'curated' / 'dataset'}"
+    training = [f"train.steps={size.steps}", f"train.eval_every_steps={size.eval_every_steps}"]
+    config = override(find("tiny"), [dataset, *training])
     records = run_stages(out, plan_stages(out, size, config, say), say)
     summary = summarise(size, records)
     targets = judge(summary, quick=size.name == "quick")

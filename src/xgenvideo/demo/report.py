@@ -87,7 +87,12 @@ def needle_map(summary: dict[str, Any]) -> str:
 def charts(metrics: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """Title and SVG of every curve that the metrics have points for."""
     wanted = {
-        "Loss": [("sum", "loss"), ("next token", "loss_next_token"), ("contrastive", "loss_contrastive")],
+        "Loss": [
+            ("sum", "loss"),
+            ("sum, held out", "heldout_loss"),
+            ("next token", "loss_next_token"),
+            ("contrastive", "loss_contrastive"),
+        ],
         "Learning rate": [("lr", "lr")],
         "Gradient norm": [("norm", "grad_norm")],
     }
