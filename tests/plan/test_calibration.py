@@ -17,7 +17,7 @@ from xgenvideo.config import RunConfig, override
 from xgenvideo.data.batch import Batch
 from xgenvideo.data.loader import Loader
 from xgenvideo.errors import ConfigError
-from xgenvideo.models.video_lm import build_model
+from xgenvideo.parallel.engine import build_engine
 from xgenvideo.parallel.world import World
 from xgenvideo.plan.calibration import Calibration, Link, local_step, product_seconds, read_calibration
 from xgenvideo.recipes import find
@@ -119,8 +119,9 @@ def full_batch(config: RunConfig) -> Batch:
 def test_plan_predicts_the_tiny_recipes_step(tmp_path: Path) -> None:
     """Within 15 %. Steps are timed before and after the calibration, as a shared machine changes its speed."""
     config = find("tiny")
-    model = build_model(config).train()
-    optimizer, world = build_optimizer(model, config.optimizer), World(0, 1, torch.device("cpu"))
+    world = World(0, 1, torch.device("cpu"))
+    engine = build_engine(config, world)
+    optimizer = build_optimizer(engine.pieces, config.optimizer)
     batch = full_batch(config)
     loader = cast(Loader, SimpleNamespace(next_batch=lambda: batch))
 
@@ -128,7 +129,7 @@ def test_plan_predicts_the_tiny_recipes_step(tmp_path: Path) -> None:
         found = []
         for step in range(10):
             start = time.perf_counter()
-            training_step(config, model, loader, optimizer, world, step)
+            training_step(config, engine, loader, optimizer, world, step)
             found.append(time.perf_counter() - start)
         return found[2:]
 
