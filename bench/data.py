@@ -3,15 +3,16 @@
 Run: make bench-data. Peers are measured where they can be imported: pip install -c constraints.txt webdataset pylance
 megatron-energon. All give batches of the same pictures, made by the same function from the same JPEG frames (at most 64
 at 2 FPS, short side 256, cut to 224), padded in the same way; the source's side decodes the videos with PyAV as a plain
-PyTorch dataset would. Ours alone also verifies the shard's hash, and tokenises and packs the text. Sides take turns;
-each turn begins with a few batches that are not counted, so that nothing counted was made before. One thread each;
-"workers" are processes. Writes bench/results/data.json.
+PyTorch dataset would. Ours alone also verifies the shard's hash, and tokenises and packs the text. Sides take turns,
+all processes of the others stopped; each turn begins with a few batches that are not counted, so that nothing counted
+was made before. One thread each; "workers" are processes, and processor time and memory count them too. Writes
+bench/results/data.json.
 """
 
 import argparse
+import contextlib
 import importlib
 import importlib.util
-import itertools
 import json
 import os
 import platform
@@ -29,12 +30,15 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import torch
+from apart import Side, Turn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from xgenvideo import recipes
 from xgenvideo.config import override
+from xgenvideo.data import tokenizer as tokenizers
 from xgenvideo.data.dataset import Dataset as Clips
+from xgenvideo.data.dataset import open_dataset
 from xgenvideo.data.frames import decode_frames, fit_square
 from xgenvideo.data.generate import generate
 from xgenvideo.data.loader import Loader
@@ -236,20 +240,26 @@ class Sources(Dataset[Any]):
 def from_source(dataset: Clips, tokenizer: Tokenizer, workers: int, scratch: Path) -> Iterator[Any]:
     """PyAV in a PyTorch DataLoader."""
     rows = list(dataset.rows("train"))
-    sources = Sources([row.lineage["path"] for row in rows], [row.caption for row in rows])
+    sources = Sources([dataset.read_row(row).lineage["path"] for row in rows], [row.caption for row in rows])
     return endless(
         lambda: DataLoader(sources, batch_size=PAIRS, shuffle=True, collate_fn=padded, **process_options(workers))
     )
 
 
-Side = Callable[[Clips, Tokenizer, int, Path], Iterator[Any]]
-SIDES: dict[str, tuple[str, str, Side]] = {
+Start = Callable[[Clips, Tokenizer, int, Path], Iterator[Any]]
+SIDES: dict[str, tuple[str, str, Start]] = {
     "ours": ("", "", ours),
     "webdataset": ("webdataset", "webdataset", by_webdataset),
     "lance": ("lance", "pylance", by_lance),
     "energon": ("megatron.energon", "megatron-energon", by_energon),
     "source": ("", "", from_source),
 }
+
+
+def start(name: str, dataset: Path, tokenizer: Path, workers: int, scratch: Path) -> Iterator[Any]:
+    """The batches of a side, in a process of its own."""
+    start_worker(0)
+    return SIDES[name][2](open_dataset(dataset), tokenizers.load(tokenizer), workers, scratch)
 
 
 def importable(module: str) -> bool:
@@ -260,36 +270,23 @@ def importable(module: str) -> bool:
         return False
 
 
-def turn(batches: Iterator[Any], count: int, uncounted: int) -> tuple[float, float]:
-    """Wall and processor seconds a pair of `count` batches, after some that are not counted."""
-    for _ in itertools.islice(batches, uncounted):
-        pass
-    wall, busy = time.perf_counter(), time.process_time()
-    pairs = sum(pairs_of(batch) for batch in itertools.islice(batches, count))
-    return (time.perf_counter() - wall) / pairs, (time.process_time() - busy) / pairs
-
-
-def pairs_of(batch: Any) -> int:
-    """How many clips a batch of any side holds."""
-    return len(batch) if hasattr(batch, "keys") else len(batch[1])
-
-
-def measure(sides: dict[str, Iterator[Any]], rounds: int) -> dict[str, dict[str, Any]]:
+def measure(sides: dict[str, Side], workers: int, rounds: int) -> dict[str, dict[str, Any]]:
     """Median pairs a second of every side, and ours over each, by round."""
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+    taken: dict[str, list[Turn]] = {name: [] for name in sides}
     for number in range(rounds + 1):
         for name in random.Random(number).sample(list(sides), len(sides)):
-            source = name == "source"
-            found = turn(sides[name], SOURCE_BATCHES if source else COUNTED, 0 if source else UNCOUNTED)
+            slow = name == "source" and not workers  # and has nothing made before
+            found = sides[name].turn(*((SOURCE_BATCHES, 0) if slow else (COUNTED, UNCOUNTED)))
             if number:
                 taken[name].append(found)
     rows = {}
     for name, seconds in taken.items():
-        ratios = [theirs[0] / mine[0] for mine, theirs in zip(taken["ours"], seconds, strict=True)]
+        ratios = [theirs.wall / mine.wall for mine, theirs in zip(taken["ours"], seconds, strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)
         rows[name] = {
-            "pairs_per_second": round(1 / statistics.median(wall for wall, _ in seconds), 1),
-            "processor_ms_a_pair": round(1e3 * statistics.median(busy for _, busy in seconds), 2),
+            "pairs_per_second": round(1 / statistics.median(turn.wall for turn in seconds), 1),
+            "processor_ms_a_pair": round(1e3 * statistics.median(turn.busy for turn in seconds), 2),
+            "peak_mb": round(seconds[-1].peak_mb),
             "ours_times_as_fast": round(middle, 2),
             "quartiles": [round(low, 2), round(high, 2)],
         }
@@ -300,12 +297,15 @@ def run(folder: Path, name: str, rounds: int, workers: Sequence[int]) -> dict[st
     """One set of clips, with every number of processes."""
     with tempfile.TemporaryDirectory() as scratch:
         dataset = write_clips(clips_of(folder), Path(scratch) / "dataset")
-        tokenizer = train_tokenizer(texts(dataset.rows("train")), 1024)
-        there = {name: start for name, (module, _, start) in SIDES.items() if importable(module)}
+        tokenizer = Path(scratch) / "tokenizer.json"
+        train_tokenizer(texts(dataset.rows("train")), 1024).save(tokenizer)
+        there = [name for name, (module, _, _) in SIDES.items() if importable(module)]
         found: dict[str, Any] = {}
         for count in workers:
-            sides = {name: start(dataset, tokenizer, count, Path(scratch)) for name, start in there.items()}
-            found[f"{count} workers"] = measure(sides, rounds)
+            with contextlib.ExitStack() as stack:
+                given = (dataset.folder, tokenizer, count, Path(scratch))
+                sides = {name: stack.enter_context(Side(start, (name, *given))) for name in there}
+                found[f"{count} workers"] = measure(sides, count, rounds)
             print(name, count, json.dumps(found[f"{count} workers"], indent=1), flush=True)
         frames = sum(row.frames for row in dataset.rows("train"))
         return {"clips": len(dataset), "frames": frames, "workers": found}
