@@ -88,8 +88,10 @@ def test_trace_tells_kept_and_dropped(curated: Path, capsys: pytest.CaptureFixtu
     assert (dropped["status"], dropped["reason"]) == ("failed", "empty_file")
     assert main(["trace", "c", "--data", str(curated)]) == 0
     assert json.loads(capsys.readouterr().out) == [kept]
-    with pytest.raises(DataError, match="no input has"):
-        trace(curated, "nothing")
+    assert trace(curated, "c+bad") == [kept, dropped], "the clips of a stitched sample"
+    for missing in ("nothing", "c+nothing"):
+        with pytest.raises(DataError, match="no input has the key or name 'nothing'"):
+            trace(curated, missing)
 
 
 def test_other_thresholds_take_the_stored_scores_of_an_earlier_run(curated: Path) -> None:

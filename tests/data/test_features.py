@@ -1,6 +1,7 @@
 """The feature cache: the same batches as without it, no JPEG decoded, never stale, never half there."""
 
 import dataclasses
+import pickle
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,39 @@ def test_features_are_those_of_each_frame(tmp_path: Path, tiny_dataset: Dataset,
     assert repr(cache).endswith("samples=10, features=[106, 4, 3] bf16)")
     with pytest.raises(DataError, match="no features of 'absent'"):
         cache.read("absent")
+
+
+def test_int8_features_are_half_the_bytes_and_near(tmp_path: Path, tiny_dataset: Dataset) -> None:
+    dice = torch.Generator().manual_seed(3)
+    # A large channel and patches of all sizes, one of them zero: what a scale for all of them would lose.
+    made = torch.randn(106, 9, 64, generator=dice) * 10.0 ** torch.arange(-4, 5)[:, None]
+    made[..., 7] *= 20
+    made[:, 4] = 0
+    left = list(made.split(16))
+    caches = {}
+    for kind in ("bf16", "int8"):
+        rest = iter(left)
+        cache = FeatureCache(tmp_path, "hash", SIZE, kind)
+        caches[kind] = cache.build(tiny_dataset, lambda _, rest=rest: next(rest), encode_frames=16)  # type: ignore[misc]
+    keys = [row.key for number in range(len(tiny_dataset)) for row in [tiny_dataset.row(number)]]
+    kept = torch.cat([caches["int8"].read(key) for key in keys])
+    assert ((kept - made).abs() <= made.abs().amax(-1, keepdim=True) / 253).all()
+    assert not kept[:, 4].any()
+    sizes = {kind: sum(f.stat().st_size for f in cache.path(tiny_dataset.fingerprint).glob("*.bin"))
+             for kind, cache in caches.items()}  # fmt: skip
+    assert sizes == {"bf16": 106 * 9 * 64 * 2, "int8": 106 * 9 * (64 + 4)}
+    again = pickle.loads(pickle.dumps(caches["int8"]))
+    assert torch.equal(again.read(keys[3], 2, 3), caches["int8"].read(keys[3])[2:5])
+    assert repr(again).endswith("samples=10, features=[106, 9, 64] int8)")
+
+
+@pytest.mark.parametrize("name", ["features.bin", "scales.bin"])
+def test_a_truncated_int8_cache_is_refused(tmp_path: Path, tiny_dataset: Dataset, name: str) -> None:
+    cache = FeatureCache(tmp_path, "hash", SIZE, "int8").build(tiny_dataset, CountingEncoder())
+    file = cache.path(tiny_dataset.fingerprint) / name
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(DataError, match="remove this folder"):
+        FeatureCache(tmp_path, "hash", SIZE, "int8").build(tiny_dataset, CountingEncoder())
 
 
 def test_a_second_build_encodes_nothing(tmp_path: Path, tiny_dataset: Dataset) -> None:

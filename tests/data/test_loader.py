@@ -218,6 +218,27 @@ def test_ranks_together_are_the_global_batch(
         Loader(tiny_dataset, tokenizer, config, 0, 5)
 
 
+def test_pinned_batches_are_the_same_in_other_memory(
+    tiny_dataset: Dataset, tokenizer: Tokenizer, small_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned: list[int] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor.data_ptr())
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    config = with_pairs(small_config, 4)
+    plain, other = (Loader(tiny_dataset, tokenizer, config, pinned=wanted) for wanted in (False, True))
+    batch = other.next_batch()
+    assert same(batch, plain.next_batch())
+    tensors = [value for value in vars(batch).values() if isinstance(value, torch.Tensor)]
+    assert len(pinned) >= len(tensors)
+    assert not {tensor.data_ptr() for tensor in tensors} & set(pinned), "what came out is not what was pinned"
+    other.close()
+    plain.close()
+
+
 def test_a_state_of_something_else_is_refused(
     tiny_dataset: Dataset, tokenizer: Tokenizer, small_config: RunConfig
 ) -> None:

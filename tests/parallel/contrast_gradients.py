@@ -24,6 +24,7 @@ from xgenvideo.data.loader import Loader
 from xgenvideo.objectives import IGNORED, contrastive_loss, sigmoid_contrastive_loss
 from xgenvideo.parallel.engine import build_engine
 from xgenvideo.parallel.shards import Piece
+from xgenvideo.parallel.visual import shown_frames
 from xgenvideo.parallel.world import World, lay_out
 from xgenvideo.train import step as page
 from xgenvideo.train.optimizer import build_optimizer
@@ -52,7 +53,7 @@ def plain_gradients(config: RunConfig) -> Gradients:
     engine = build_engine(small(["train.precision=fp64"]), World(0, 1, torch.device("cpu")))
     open_gates(engine)
     model, batch = engine.model, WithoutTargets(config, range(pairs)).next_batch()
-    latents = model.latents(engine.visual.encode(batch), batch.pts, batch.frame_mask)
+    latents = model.latents(engine.visual.encode(batch, shown_frames(batch)), batch.pts, batch.frame_mask)
     video = model.video_embedding(latents)
     text = model.text_embedding(batch.tokens, batch.positions, batch.documents, batch.caption_end)
     loss = sigmoid_contrastive_loss if config.objective.contrastive == "sigmoid" else contrastive_loss

@@ -15,7 +15,9 @@ from xgenvideo.parallel.world import lay_out
 
 
 def main(rank: int, size: int, store: str) -> None:
-    """Print what the comparison says: as built, with a flipped bit in the encoder, with one in a decoder weight."""
+    """Print what the comparison says: as built, then with a bit flipped in the encoder, in a decoder weight, in the
+    temperature.
+    """
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
     layout = [f"layout.data={size}", "layout.microbatch_pairs=1", "layout.data_parallel=replicate"]
     config = override(recipes.find("tiny"), [*layout, f"train.global_batch_pairs={size}"])
@@ -32,6 +34,11 @@ def main(rank: int, size: int, store: str) -> None:
         piece = next(piece for piece in engine.pieces if piece.name.endswith("mlp.down.weight"))
         if rank == 2:
             flip(piece.local)
+        told.append(compared(engine, world))
+        if rank == 2:
+            flip(piece.local)
+        if rank == 0:
+            flip(engine.model.logit_scale)
         told.append(compared(engine, world))
     slow = slowest(world, {"load": 1.0 + (rank == 1) * 9.0, "encode": 1.0, "learn": 50.0}, steps=2)
     print(json.dumps([*told, str(slow)]))

@@ -1,4 +1,4 @@
-"""Three steps on four ranks, the second with a batch that is not a number on one of them; run by test_not_finite.py."""
+"""Four steps on four ranks; on one of them a batch and later a loss are not numbers. Run by test_not_finite.py."""
 
 import json
 import sys
@@ -18,10 +18,12 @@ from xgenvideo.data.batch import Batch
 from xgenvideo.data.loader import Loader
 from xgenvideo.parallel.engine import build_engine
 from xgenvideo.parallel.world import lay_out
+from xgenvideo.train import step as step_of_the_trainer
 from xgenvideo.train.optimizer import build_optimizer
+from xgenvideo.train.passes import Contrast, contrast
 from xgenvideo.train.step import training_step
 
-BROKEN_RANK, BROKEN_STEP = 1, 1
+BROKEN_RANK, BROKEN_STEP, LAST_STEP = 1, 1, 3
 
 
 class Broken(MadeUp):
@@ -31,6 +33,12 @@ class Broken(MadeUp):
         batch = super().next_batch()
         broken = self.consumed == (BROKEN_STEP + 1) * self.config.train.global_batch_pairs
         return replace(batch, pts=batch.pts * torch.nan) if broken else batch
+
+
+def miscounted(*arguments: Any) -> Contrast:
+    """The contrastive loss of a rank whose arithmetic fails, when its gradients are right."""
+    right = contrast(*arguments)
+    return replace(right, loss=right.loss * torch.nan)
 
 
 def rank_main(rank: int, config: RunConfig, store: str) -> None:
@@ -45,7 +53,9 @@ def rank_main(rank: int, config: RunConfig, store: str) -> None:
     share = world.layout.share(world.pair_rank, config.train.global_batch_pairs)
     loader = cast(Loader, (Broken if rank == BROKEN_RANK else MadeUp)(config, share))
     rows = []
-    for step in range(3):
+    for step in range(4):
+        if rank == BROKEN_RANK and step == LAST_STEP:
+            step_of_the_trainer.contrast = miscounted  # type: ignore[attr-defined]
         before = [piece.local.detach().clone() for piece in engine.pieces]
         finite = training_step(config, engine, loader, optimizer, world, step).finite
         pairs = zip(before, engine.pieces, strict=True)

@@ -26,11 +26,12 @@ def test_a_flipped_bit_names_its_rank_and_part(tmp_path: Path) -> None:
     told = [rank.communicate(timeout=100) for rank in ranks]
     assert not any(rank.returncode for rank in ranks), told
     for out, _ in told:
-        alike, encoder, decoder, slow = json.loads(out.splitlines()[-1])
+        alike, encoder, decoder, temperature, slow = json.loads(out.splitlines()[-1])
         assert alike == ""
         assert "step 7" in encoder
         assert "(rank 1: the frozen encoder)" in encoder
         assert "(rank 2: the decoder)" in decoder
+        assert "(rank 0: the temperature)" in temperature
         assert slow.startswith("rank 1 is slow: 5.500 s of its own work a step, the median rank 1.000 s")
 
 

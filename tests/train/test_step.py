@@ -16,6 +16,7 @@ from xgenvideo.models.video_lm import VideoLM
 from xgenvideo.objectives import contrastive_loss, next_token_loss
 from xgenvideo.parallel.engine import Engine, build_engine
 from xgenvideo.parallel.shards import Piece
+from xgenvideo.parallel.visual import shown_frames
 from xgenvideo.parallel.world import World
 from xgenvideo.train.metrics import Metrics
 from xgenvideo.train.optimizer import build_optimizer
@@ -79,7 +80,7 @@ def plain_gradients(config: RunConfig, batch: Batch) -> dict[str, torch.Tensor]:
     """Gradients of both losses by one ordinary backward over the whole batch."""
     engine = open_engine(config)
     model = engine.model
-    latents = model.latents(engine.visual.encode(batch), batch.pts, batch.frame_mask)
+    latents = model.latents(engine.visual.encode(batch, shown_frames(batch)), batch.pts, batch.frame_mask)
     text = (batch.tokens, batch.positions, batch.documents)
     logits = model.logits(*text, latents, batch.sees_video)
     total, count = next_token_loss(logits, batch.targets)
@@ -189,7 +190,7 @@ def test_bf16_is_near_fp32_and_keeps_fp32_masters(run_config: RunConfig, batch: 
         engine = build_engine(config, CPU)
         optimizer = build_optimizer(engine.pieces, config.optimizer)
         metrics = training_step(config, engine, repeating(batch), optimizer, CPU, 0)
-        assert {parameter.dtype for parameter in engine.model.parameters()} == {torch.float32}
+        assert {piece.local.dtype for piece in engine.pieces} == {torch.float32}
         assert all(state["exp_avg"].dtype == torch.float32 for state in optimizer.state.values())
         return metrics
 

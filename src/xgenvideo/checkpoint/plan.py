@@ -1,5 +1,6 @@
 """Who writes and who reads what: torch.distributed.checkpoint's planners, with staging and without pickle."""
 
+import dataclasses
 import io
 from typing import Any, NoReturn
 
@@ -11,6 +12,7 @@ from torch.distributed.checkpoint.planner import ReadItem, SavePlan
 from torch.distributed.tensor import DTensor
 
 from xgenvideo.checkpoint.ranks import Ranks
+from xgenvideo.checkpoint.writer import is_small
 
 
 class StagedPlanner(DefaultSavePlanner):
@@ -32,13 +34,13 @@ class SavePlans:
     """This rank's part of a save, and on rank 0 what the whole checkpoint will hold."""
 
     def __init__(self, tensors: dict[str, Tensor], ranks: Ranks) -> None:
-        """Make the plan together with all ranks. A tensor that several ranks have whole is written by one of them."""
+        """Make the plan together with all ranks. A piece that several ranks have is written by one of them."""
         self.planner, self.metadata = StagedPlanner(), Metadata({})
         self.signature = signature(tensors)
         self.planner.set_up_planner(tensors, is_coordinator=ranks.rank == 0)
 
         def divide(plans: list[SavePlan]) -> list[SavePlan]:
-            divided, self.metadata = self.planner.create_global_plan(plans)
+            divided, self.metadata = self.planner.create_global_plan(with_small_once(plans))
             return divided
 
         self.own: SavePlan = self.planner.finish_plan(ranks.together(self.planner.create_local_plan, divide))
@@ -63,6 +65,21 @@ class SavePlans:
     def bytes(self) -> int:
         """What this rank writes, without headers."""
         return sum(tensor.nbytes for tensor in self.planner.staged.values())
+
+
+def with_small_once(plans: list[SavePlan]) -> list[SavePlan]:
+    """The plans of all ranks with each small piece in the first of those that have it.
+
+    Left to torch, pieces that ranks hold alike are spread over them to even out what each writes, and a rank that loads
+    would have to read files of hundreds of others.
+    """
+    written: set[MetadataIndex] = set()
+    divided = []
+    for plan in plans:
+        items = [item for item in plan.items if not (is_small(item) and item.index in written)]
+        written.update(item.index for item in items)
+        divided.append(dataclasses.replace(plan, items=items))
+    return divided
 
 
 class VerifiedLoadPlanner(DefaultLoadPlanner):

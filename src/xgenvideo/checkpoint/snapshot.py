@@ -4,6 +4,7 @@ step-00000200/
 ├── config.json                               the resolved config of the run
 ├── model.safetensors                         one file a part (model, optimizer, rank) and rank that has some of it:
 │   or model-00003-of-00008.safetensors       rank 3 of 8
+├── small-00003-of-00008.safetensors          of many ranks: pieces of at most SMALL_BYTES of all parts
 ├── index.json                                which piece of which tensor lies where
 ├── state.json                                loader position, versions, names of what is not saved
 └── COMMIT.json                               size and SHA-256 of every other file, and of this list; written last
@@ -27,7 +28,8 @@ COMMIT, CONFIG, STATE, INDEX = "COMMIT.json", "config.json", "state.json", "inde
 STEP_FOLDER = re.compile(r"step-(\d{8,})")
 FILE_NAME = re.compile(r"[A-Za-z0-9_]+(-\d{5}-of-\d{5})?\.(safetensors|json)")
 PART_NAME = re.compile(r"[a-z0-9_]+")
-RANK_PART = "rank"
+RANK_PART, SMALL = "rank", "small"
+SMALL_BYTES = 64 * 2**10
 PERMANENT, EPHEMERAL = "permanent", "ephemeral"
 # Names as safetensors has them.
 DTYPES = {
@@ -61,7 +63,7 @@ class Snapshot:
     rank_state: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        bad = [name for name in self.tensors if not PART_NAME.fullmatch(name) or name == RANK_PART]
+        bad = [name for name in self.tensors if not PART_NAME.fullmatch(name) or name in (RANK_PART, SMALL)]
         if self.step < 0 or bad:
             raise CheckpointError(
                 f"a snapshot of step {self.step} with parts {sorted(self.tensors)}: bad step or {bad}"

@@ -1,6 +1,8 @@
 """The storage writer of a checkpoint: safetensors, hashed in memory, fsynced. Also usable as dcp.save's storage_writer.
 
 A rank's pieces of a part go into one file, straight from the staging tensors: they are hashed and written, not copied.
+Of many ranks the small pieces of all parts go into a file of their own: what ranks hold alike (norms, counts of steps)
+is small, one of them writes it, and the others read it without the rest that it writes.
 """
 
 import hashlib
@@ -19,7 +21,7 @@ from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
 from xgenvideo.checkpoint.files import write_synced
-from xgenvideo.checkpoint.snapshot import DTYPE_NAMES, INDEX, Listed, tensor_file
+from xgenvideo.checkpoint.snapshot import DTYPE_NAMES, INDEX, SMALL, SMALL_BYTES, Listed, tensor_file
 from xgenvideo.errors import CheckpointError
 
 
@@ -55,10 +57,11 @@ class ShardWriter(StorageWriter):
         return plans
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> "Future[list[WriteResult]]":
-        """Write this rank's pieces, a file a part. Raises OSError when the disk refuses."""
+        """Write this rank's pieces, a file a part, and one for what is small. Raises OSError when the disk refuses."""
         parts: dict[str, list[WriteItem]] = {}
         for item in plan.items:
-            parts.setdefault(item.index.fqn.partition("/")[0], []).append(item)
+            part = SMALL if self.ranks > 1 and is_small(item) else item.index.fqn.partition("/")[0]
+            parts.setdefault(part, []).append(item)
         results = [result for part, items in parts.items() for result in self._write_part(part, items, planner)]
         done: Future[list[WriteResult]] = Future()
         done.set_result(results)
@@ -113,6 +116,13 @@ class ShardWriter(StorageWriter):
         return len(text).to_bytes(8, "little") + text
 
 
+def is_small(item: WriteItem) -> bool:
+    """Whether a piece has at most SMALL_BYTES."""
+    assert item.tensor_data is not None, f"{item.index.fqn} is not a tensor"
+    about = item.tensor_data
+    return about.chunk.sizes.numel() * about.properties.dtype.itemsize <= SMALL_BYTES
+
+
 def index_of(metadata: Metadata, placed: dict[Any, Placed]) -> dict[str, Any]:
     """By full name of a tensor: dtype, shape, and for each piece its offsets, sizes, file and key there."""
     index = {}
@@ -142,7 +152,7 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def _key(part: str, item: WriteItem) -> str:
-    """The tensor's name without its part; of a piece, with the piece's offsets."""
+    """The tensor's name without the part that the file is of; of a piece, with the piece's offsets."""
     assert item.tensor_data is not None, f"{item.index.fqn} is not a tensor"
     name, chunk = item.index.fqn.removeprefix(f"{part}/"), item.tensor_data.chunk
     if chunk.sizes == item.tensor_data.size:

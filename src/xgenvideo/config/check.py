@@ -97,6 +97,7 @@ SPLIT_BACKWARD = ("zero_bubble", "zbv")
 PRECISIONS = ("fp32", "bf16", "fp64")
 CONTRASTIVE = ("infonce", "sigmoid")
 SCOPES = ("global", "microbatch")
+FEATURE_TYPES = ("bf16", "int8")
 SCHEDULES = ("gpipe", "1f1b", "interleaved_1f1b", "zero_bubble", "zbv")
 
 
@@ -151,6 +152,7 @@ def _check_data(config: RunConfig) -> None:
     _rule(data.bucket_batches >= 0, "data.bucket_batches", data.bucket_batches, "must be 0 or more")
     rule = "cannot be used with data.cache_features=true, which keeps the features of one dataset"
     _rule(not (data.blend and data.cache_features), "data.blend", data.blend, rule)
+    _rule(data.feature_type in FEATURE_TYPES, "data.feature_type", data.feature_type, "no such type", FEATURE_TYPES)
     _rule(data.workers >= 0, "data.workers", data.workers, "must be 0 or more processes of each rank")
     timeout = data.worker_timeout_seconds
     _rule(timeout > 0, "data.worker_timeout_seconds", timeout, "must be more than 0 seconds")

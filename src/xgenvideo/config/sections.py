@@ -146,8 +146,11 @@ class DataConfig:
     `group_by_source` keeps clips of one source next to each other in the order, as hard negatives of one batch.
     `workers`: processes of each rank that make batches ahead (0: a thread); one that gives no batch for
     `worker_timeout_seconds` is replaced. `bad_share`: a run stops when more of its samples cannot be read.
+    `cache_features`: run the frozen encoder once over the dataset and keep its features beside it, as `feature_type`:
+    "bf16", or "int8" for half the bytes.
     `tokenizer`: a published model's folder or tokenizer.json to read texts with; "dataset" or empty: the dataset's own.
     `bucket_batches`: within so many batches, samples are sorted by length, so that less padding is computed; 0: none.
+    `stitch`: clips of one source that follow each other are read as one sample of at most `frames` frames.
     `blend`: further datasets and the share of all samples that each gives, PATH=0.3,PATH=0.1; `shards` gives the rest.
     """
 
@@ -158,8 +161,10 @@ class DataConfig:
     fps: float = 2.0
     text_tokens: int = 512
     cache_features: bool = False
+    feature_type: str = "bf16"
     group_by_source: bool = False
     bucket_batches: int = 0
+    stitch: bool = False
     pairs_expected: int = 0
     workers: int = 0
     worker_timeout_seconds: float = 120.0

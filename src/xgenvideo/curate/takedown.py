@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from xgenvideo.data.dataset import Dataset, open_dataset
+from xgenvideo.data.dataset import BETWEEN_KEYS, Dataset, open_dataset
 from xgenvideo.data.shards import sync, write_dataset
 from xgenvideo.errors import DataError
 from xgenvideo.records import Sample
@@ -42,10 +42,13 @@ class Forgotten:
 def trace(folder: Path, key: str) -> list[dict[str, Any]]:
     """Every input with this key or name, kept or not: source, times, every score and decision, its place in a shard.
 
+    A sample that the loader stitched has the keys of its clips, with "+" between them: each is traced.
     Raises DataError for what is no curated dataset, or a key that never came in.
     """
     folder = Path(folder)
     found = [line for line in _audit(folder) if key in (line["key"], line["name"])]
+    if not found and BETWEEN_KEYS in key:
+        return [line for each in key.split(BETWEEN_KEYS) for line in trace(folder, each)]
     if not found:
         raise DataError(f"{folder / AUDIT}: no input has the key or name {key!r}; its lines name all there are")
     if (folder / "dataset.json").exists():

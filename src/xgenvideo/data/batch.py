@@ -94,6 +94,10 @@ class Batch:
         values = {name: part.to(device, non_blocking=True) for name, part in self._tensors().items()}
         return replace(self, **values)  # type: ignore[arg-type]
 
+    def pinned(self) -> "Batch":
+        """The batch in page-locked memory, from which `to` copies to a GPU while the host goes on."""
+        return replace(self, **{name: part.pin_memory() for name, part in self._tensors().items()})  # type: ignore[arg-type]
+
     def _tensors(self) -> dict[str, Tensor]:
         named = {spec.name: getattr(self, spec.name) for spec in fields(self)}
         return {name: part for name, part in named.items() if isinstance(part, Tensor)}

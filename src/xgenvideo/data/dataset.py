@@ -13,44 +13,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as compute
-import pyarrow.parquet as parquet
 from numpy.typing import NDArray
 
+from xgenvideo.data.index import Index, index_path, make_index
 from xgenvideo.errors import DataError
 from xgenvideo.records import Question, Sample
 
 VERSION = 1
 BLOCK = 512
 KEY_RULE = re.compile(r"[A-Za-z0-9_-]{1,80}")
+BETWEEN_KEYS = "+"  # of the clips of a stitched sample; no key has it
 SPLIT_RULE = re.compile(r"[a-z0-9_]{1,32}")
 SHARD_RULE = re.compile(r"[a-z0-9_]{1,32}-\d{5,}\.tar")
-SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("split", pa.string()),
-        ("shard", pa.string()),
-        ("index", pa.int64()),
-        ("offset", pa.int64()),
-        ("bytes", pa.int64()),
-        ("frames", pa.int64()),
-        ("seconds", pa.float64()),
-        ("pts", pa.list_(pa.float64())),
-        ("caption", pa.string()),
-        ("questions", pa.string()),
-        ("source", pa.string()),
-        ("twin", pa.string()),
-        ("licence", pa.string()),
-        ("lineage", pa.string()),
-    ]
-)
 
 
 @dataclass(frozen=True, repr=False)
 class Row:
-    """All of a sample but its frames, as the manifest has it. pts in seconds; `offset`, `bytes`: place in the shard."""
+    """All of a sample but its frames and its lineage, as the manifest has it.
+
+    pts in seconds; `offset` and `bytes`: place in the shard.
+    """
 
     key: str
     split: str
@@ -66,75 +48,63 @@ class Row:
     source: str
     twin: str | None
     licence: str
-    lineage: dict[str, Any]
 
     def __repr__(self) -> str:
         return f"Row({self.key}, {self.shard}[{self.index}], frames={self.frames}, caption={self.caption!r})"
 
 
 class Dataset:
-    """A published dataset. `fingerprint` names its whole content; reading is random access by key or row number."""
+    """A published dataset. `fingerprint` names its whole content; reading is random access by key or row number.
 
-    def __init__(self, folder: Path, description: dict[str, Any], table: pa.Table) -> None:
+    Rows stay in mapped files, which all processes of a machine share.
+    """
+
+    def __init__(self, folder: Path, description: dict[str, Any], index: Index) -> None:
         self.folder = folder
         self.fingerprint: str = description["fingerprint"]
         self.card: dict[str, Any] = description["card"]
         self.counts: dict[str, int] = description["counts"]
         self._shards: dict[str, dict[str, Any]] = description["shards"]
-        self._table = table
-        self._numbers: dict[str, int] = {}
+        self._index = index
         self._verified: set[str] = set()
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_dataset, (self.folder,)
+        return _reopened, (self.folder, self.fingerprint, self._index.path)
 
     def __len__(self) -> int:
-        return int(self._table.num_rows)
+        return len(self._index)
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{split}={count}" for split, count in sorted(self.counts.items()))
         return f"Dataset({self.folder}, {counts}, shards={len(self._shards)}, fingerprint={self.fingerprint[:12]})"
 
-    def numbers(self, split: str) -> NDArray[np.int64]:
-        """Row numbers of a split, in the order they were written."""
-        return np.flatnonzero(compute.equal(self._table["split"], split).to_numpy())
-
-    def sources(self, split: str) -> NDArray[np.int64]:
-        """A number for each sample of a split, equal for samples of one source; in the order they were written."""
-        names = self._table["source"].take(pa.array(self.numbers(split)))
-        found: NDArray[np.int64] = names.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
-        return found
-
-    def frame_counts(self, split: str) -> NDArray[np.int64]:
-        """How many frames each sample of a split has, in the order they were written."""
-        found: NDArray[np.int64] = self._table["frames"].take(pa.array(self.numbers(split))).to_numpy().astype(np.int64)
-        return found
+    def places(self, split: str) -> NDArray[Any]:
+        """Of each sample of a split, in the order they were written: fields `number` (of its row), `frames`, `source`
+        (a number, equal for samples of one source), `start` and `end` in its source (seconds, NaN where unknown).
+        """
+        return self._index.places_of(split)
 
     def keys(self, split: str) -> list[str]:
         """Keys of a split, in the order they were written; empty for a split that is not there."""
-        found: list[str] = self._table["key"].take(pa.array(self.numbers(split))).to_pylist()
-        return found
+        return [row.key for row in self.rows(split)]
 
     def rows(self, split: str) -> Iterator[Row]:
         """Manifest rows of a split, in the order they were written."""
-        return (self.row(int(number)) for number in self.numbers(split))
+        return (self.row(int(number)) for number in self.places(split)["number"])
 
     def row(self, number: int) -> Row:
         """One manifest row by number."""
-        values: dict[str, Any] = self._table.slice(number, 1).to_pylist()[0]
+        values = self._index.row(number)
         questions = tuple(Question.from_dict(question) for question in json.loads(values["questions"]))
-        return Row(
-            **values | {"questions": questions, "lineage": json.loads(values["lineage"]), "pts": tuple(values["pts"])}
-        )
+        return Row(**values | {"questions": questions, "pts": tuple(values["pts"])})
 
     def find(self, key: str) -> Row:
         """The manifest row of a key. Raises DataError for a key that is not there."""
-        if not self._numbers:
-            self._numbers = {name: number for number, name in enumerate(self._table["key"].to_pylist())}
-        if key not in self._numbers:
+        number = self._index.number(key)
+        if number is None:
             raise DataError(f"{self.folder}: no sample has the key {key!r}; `keys(split)` lists those there are")
-        return self.row(self._numbers[key])
+        return self.row(number)
 
     def read(self, key: str) -> Sample:
         """One sample with its JPEG frames. Raises DataError for an unknown key or a corrupt shard."""
@@ -177,19 +147,36 @@ def open_dataset(folder: Path) -> Dataset:
     Raises DataError: no dataset, another version, or a file that was changed.
     """
     folder = Path(folder)
-    try:
-        description = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"{folder}: no dataset.json here; `xgv curate` writes a dataset") from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder}/dataset.json: cannot be read as JSON ({error}); curate again") from error
-    _check_description(folder, description)
+    description = _description(folder)
     manifest = folder / "manifest.parquet"
     found = sha256_of(manifest) if manifest.is_file() else "no such file"
     if found != description["manifest_sha256"]:
         expected = description["manifest_sha256"]
         raise DataError(f"{manifest}: SHA-256 is {found}, dataset.json says {expected}. Copy the dataset again")
-    return Dataset(folder, description, parquet.read_table(manifest, schema=SCHEMA))
+    path = index_path(folder, found)
+    if not path.is_dir():
+        make_index(manifest, path)
+    return Dataset(folder, description, Index(path, description["counts"]))
+
+
+def _reopened(folder: Path, fingerprint: str, index: Path) -> Dataset:
+    """The same dataset in another process, which need not hash the manifest again."""
+    description = _description(folder)
+    if description["fingerprint"] != fingerprint:
+        raise DataError(f"{folder}: is another dataset now (fingerprint {description['fingerprint']}); start again")
+    return Dataset(folder, description, Index(index, description["counts"]))
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    """What dataset.json says, checked."""
+    try:
+        description: dict[str, Any] = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"{folder}: no dataset.json here; `xgv curate` writes a dataset") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}/dataset.json: cannot be read as JSON ({error}); curate again") from error
+    _check_description(folder, description)
+    return description
 
 
 def _check_description(folder: Path, description: Any) -> None:

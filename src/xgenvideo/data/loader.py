@@ -6,7 +6,7 @@ A batch is a pure function of its global position, so prefetched work is never p
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from xgenvideo.config import RunConfig
@@ -14,13 +14,13 @@ from xgenvideo.data.batch import Batch, Example, collate
 from xgenvideo.data.dataset import Dataset
 from xgenvideo.data.examples import read_example
 from xgenvideo.data.features import FeatureCache
-from xgenvideo.data.making import SPLIT, BatchMaker, Made
+from xgenvideo.data.making import BatchMaker, Made
 from xgenvideo.data.text import pack
 from xgenvideo.data.tokenizer import Tokenizer
 from xgenvideo.data.workers import Workers
 from xgenvideo.errors import ConfigError, DataError, MediaError
 
-VERSION = 3
+VERSION = 4
 PREFETCH_BATCHES = 2
 FEWEST_BAD = 16  # so many bad samples never stop a run, however small it is
 
@@ -41,7 +41,8 @@ class Loader:
     """The `train` split in seeded epochs; rank r of R takes its part of every global batch.
 
     A sample with an undecodable frame is replaced by another, the same one in every run, and counted in `substituted`.
-    A corrupt shard is not replaced: it raises DataError. With a FeatureCache no JPEG is decoded.
+    A corrupt shard is not replaced: it raises DataError. With a FeatureCache no JPEG is decoded. `pinned`: batches come
+    in page-locked memory, for a GPU.
     """
 
     def __init__(
@@ -52,10 +53,11 @@ class Loader:
         rank: int = 0,
         ranks: int = 1,
         cache: FeatureCache | None = None,
+        pinned: bool = False,
     ) -> None:
         self._check(dataset, tokenizer, config, rank, ranks, cache)
         self.dataset, self.tokenizer, self.config, self.cache = dataset, tokenizer, config, cache
-        self.rank, self.ranks = rank, ranks
+        self.rank, self.ranks, self.pinned = rank, ranks, pinned
         self.samples_consumed = 0
         self.substituted = 0
         self.last = Share(0, (), 0)
@@ -88,14 +90,14 @@ class Loader:
     @property
     def epoch_samples(self) -> int:
         """Samples of an epoch; 0 with data.blend, where each dataset has epochs of its own."""
-        return self.dataset.counts[SPLIT] if len(self._maker.parts) == 1 else 0
+        return self._maker.parts[0].order.size if len(self._maker.parts) == 1 else 0
 
     def next_batch(self) -> Batch:
         """This rank's part of the next global batch. Raises DataError for a corrupt shard."""
         pairs = self.config.train.global_batch_pairs
         while len(self._ahead) < PREFETCH_BATCHES:
             first = self.samples_consumed + len(self._ahead) * pairs
-            self._ahead.append(self._thread.submit(self._source.make, first))
+            self._ahead.append(self._thread.submit(self._make, first))
         try:
             made = self._ahead.popleft().result()
         except BaseException:
@@ -105,6 +107,10 @@ class Loader:
         self.last = Share(made.batch.position, made.batch.keys, made.substituted, made.bad)
         self._count(made)
         return made.batch
+
+    def _make(self, first: int) -> Made:
+        made = self._source.make(first)
+        return replace(made, batch=made.batch.pinned()) if self.pinned else made
 
     def _count(self, made: Made) -> None:
         """Raise DataError when more than data.bad_share of what was read stands for samples that cannot be read."""
@@ -137,7 +143,8 @@ class Loader:
             "group_by_source": self.config.data.group_by_source,
             "blend": self._maker.slots.state() if self.config.data.blend else {},
             "sorted_within": sorted_within,
-            "sorted_frames": self.config.data.frames if sorted_within else 0,
+            "stitched": self.config.data.stitch,
+            "sorted_frames": self.config.data.frames if sorted_within or self.config.data.stitch else 0,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -154,6 +161,7 @@ class Loader:
             "blend": "resume with the same data.blend (slots of 1,024 by fingerprint), or samples would repeat",
             "group_by_source": "resume with the same data.group_by_source, or samples would repeat",
             "sorted_within": "resume with the same data.bucket_batches and batch size, or samples would repeat",
+            "stitched": "resume with the same data.stitch, or samples would repeat",
             "sorted_frames": "resume with the same data.frames, or samples would repeat",
         }
         for name, cure in cures.items():

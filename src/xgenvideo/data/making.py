@@ -16,6 +16,7 @@ from xgenvideo.data.dataset import Dataset, Row
 from xgenvideo.data.examples import read_example
 from xgenvideo.data.features import FeatureCache
 from xgenvideo.data.order import Order
+from xgenvideo.data.stitch import Stitched, Stitches, read_stitched, stitch, stitches_of
 from xgenvideo.data.text import TokenisedText, pack_tokenised, tokenise
 from xgenvideo.data.tokenizer import Tokenizer
 from xgenvideo.errors import DataError, MediaError
@@ -36,12 +37,21 @@ class Made:
 
 @dataclass(frozen=True)
 class Part:
-    """One dataset of a run: its rows and their frame counts, and the order in which they are read."""
+    """One dataset of a run: the places of its clips, the order in which its samples are read, and the clips of each
+    sample where clips are stitched.
+    """
 
     dataset: Dataset
-    numbers: NDArray[np.int64]
+    places: NDArray[Any]
     frames: NDArray[np.int64]
     order: Order
+    stitches: Stitches | None
+
+    def sample(self, choice: int) -> Row | Stitched:
+        """A sample by its number among those of the split."""
+        clips = np.array([choice]) if self.stitches is None else self.stitches.of(choice)
+        places = self.places[clips]
+        return stitch([self.dataset.row(number) for number in places["number"].tolist()], places)
 
 
 class BatchMaker:
@@ -77,12 +87,16 @@ class BatchMaker:
         pairs = max(1, self.config.train.global_batch_pairs * slots // SLOTS)
         if not dataset.counts.get(split):
             raise DataError(f"{dataset.folder}: has no samples in the split {split!r}, only {sorted(dataset.counts)}")
-        numbers, frames = dataset.numbers(split), dataset.frame_counts(split)
-        groups = dataset.sources(split) if data.group_by_source else None
-        lengths = np.minimum(frames, data.frames) if data.bucket_batches else None
-        seed, size, window = self.config.train.seed, len(numbers), data.bucket_batches * pairs
-        order = Order(seed, dataset.fingerprint, split, size, groups, lengths, window, pairs)
-        return Part(dataset, numbers, frames, order)
+        places = dataset.places(split)
+        stitches = stitches_of(places, data.frames, data.fps) if data.stitch else None
+        frames = places["frames"] if stitches is None else stitches.frames
+        groups = None
+        if data.group_by_source:
+            groups = places["source"] if stitches is None else places["source"][stitches.clips[stitches.bounds[:-1]]]
+        lengths = frames if data.bucket_batches else None
+        seed, size, window = self.config.train.seed, len(frames), data.bucket_batches * pairs
+        order = Order(seed, dataset.fingerprint, split, size, groups, lengths, data.frames, window, pairs)
+        return Part(dataset, places, frames, order, stitches)
 
     def epoch(self, position: int) -> int:
         """The epoch of the first dataset after so many positions."""
@@ -134,12 +148,13 @@ class BatchMaker:
     def _read(self, number: int, choice: int, position: int, room: Tensor | None) -> Example:
         """A sample of the `number`-th dataset, which is read at `position` of that dataset's order."""
         part = self.parts[number]
-        row, tokenised = self._described(number, choice)
+        sample, tokenised = self._described(number, choice)
         text = pack_tokenised(tokenised, self.config.data.text_tokens, part.order.epoch(position))
-        first = part.order.window(position, row.key, row.frames, self.config.data.frames)
-        return read_example(part.dataset, row, text, self.config, self.cache, first, room)
+        if isinstance(sample, Stitched):
+            return read_stitched(part.dataset, sample, text, self.config, self.cache, room)
+        first = part.order.window(position, sample.key, sample.frames, self.config.data.frames)
+        return read_example(part.dataset, sample, text, self.config, self.cache, first, room)
 
-    def _describe(self, number: int, choice: int) -> tuple[Row, TokenisedText]:
-        part = self.parts[number]
-        row = part.dataset.row(int(part.numbers[choice]))
-        return row, tokenise(row, self.tokenizer, self.config.data.text_tokens)
+    def _describe(self, number: int, choice: int) -> tuple[Row | Stitched, TokenisedText]:
+        sample = self.parts[number].sample(choice)
+        return sample, tokenise(sample, self.tokenizer, self.config.data.text_tokens)

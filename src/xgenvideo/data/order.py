@@ -20,8 +20,9 @@ class Order:
     """Every epoch is a permutation of `size` samples, each once; positions count samples over all epochs and ranks.
 
     With `groups` [size], a number a sample, samples of one group stay next to each other and groups are permuted; they
-    need the list, whatever its length. With `lengths` [size], batches of `batch` samples hold clips of like length:
-    within every `sorted_within` positions samples are sorted, and the batches that this gives come in random order.
+    need the list, whatever its length. With `lengths` [size] (those over `longest` count as equal), batches of `batch`
+    samples hold clips of like length: within every `sorted_within` positions samples are sorted, and the batches that
+    this gives come in random order.
     """
 
     seed: int
@@ -30,6 +31,7 @@ class Order:
     size: int
     groups: NDArray[np.int64] | None = field(default=None, repr=False, compare=False)
     lengths: NDArray[np.int64] | None = field(default=None, repr=False, compare=False)
+    longest: int = 2**31
     sorted_within: int = 0
     batch: int = 1
     listed: int = LISTED
@@ -98,9 +100,10 @@ class Order:
         batches = (places - number * self.sorted_within) // self.batch
         turns = np.random.Generator(np.random.PCG64(self._number("batches", epoch, number)))
         turn = turns.permutation(-(-self.sorted_within // self.batch))[batches]
+        lengths = np.minimum(self.lengths[samples], self.longest)
         found = np.empty_like(samples)
         # Places are visited batch after batch in random order, and dealt samples from the shortest to the longest.
-        found[np.argsort(turn, kind="stable")] = samples[np.argsort(self.lengths[samples], kind="stable")]
+        found[np.argsort(turn, kind="stable")] = samples[np.argsort(lengths, kind="stable")]
         return found
 
     def _keep(self, key: tuple[int, int], samples: NDArray[np.int64]) -> None:

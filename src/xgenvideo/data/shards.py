@@ -16,7 +16,6 @@ import pyarrow.parquet as parquet
 
 from xgenvideo.data.dataset import (
     KEY_RULE,
-    SCHEMA,
     SPLIT_RULE,
     VERSION,
     Dataset,
@@ -25,20 +24,40 @@ from xgenvideo.data.dataset import (
     sample_values,
     sha256_of,
 )
+from xgenvideo.data.index import IndexWriter, index_path, sync
 from xgenvideo.errors import DataError
 from xgenvideo.records import Sample
 
 # Reading lives in dataset.py; whoever works with shards finds both halves here.
-__all__ = ["Dataset", "open_dataset", "publish_dataset", "write_dataset"]
+__all__ = ["Dataset", "open_dataset", "publish_dataset", "sync", "write_dataset"]
 
 SHARD_BYTES = 64 * 2**20
 GROUP_ROWS = 1 << 14
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("split", pa.string()),
+        ("shard", pa.string()),
+        ("index", pa.int64()),
+        ("offset", pa.int64()),
+        ("bytes", pa.int64()),
+        ("frames", pa.int64()),
+        ("seconds", pa.float64()),
+        ("pts", pa.list_(pa.float64())),
+        ("caption", pa.string()),
+        ("questions", pa.string()),
+        ("source", pa.string()),
+        ("twin", pa.string()),
+        ("licence", pa.string()),
+        ("lineage", pa.string()),
+    ]
+)
 
 
 def write_dataset(
     folder: Path, samples: Iterable[Sample], card: dict[str, Any], shard_bytes: int = SHARD_BYTES
 ) -> Dataset:
-    """As `publish_dataset`, and open what was written: its manifest is then in memory."""
+    """As `publish_dataset`, and open what was written."""
     publish_dataset(folder, samples, card, shard_bytes)
     return open_dataset(Path(folder).absolute())
 
@@ -69,7 +88,7 @@ def publish_dataset(
 
 def _write_all(folder: Path, samples: Iterable[Sample], card: dict[str, Any], shard_bytes: int) -> str:
     """Every file of the dataset, synced to disk; returns the fingerprint."""
-    manifest = ManifestWriter(folder / "manifest.parquet")
+    manifest, index = ManifestWriter(folder / "manifest.parquet"), IndexWriter(folder / "index")
     shards: dict[str, dict[str, Any]] = {}
     writers: dict[str, ShardWriter] = {}
     seen: set[str] = set()
@@ -78,9 +97,12 @@ def _write_all(folder: Path, samples: Iterable[Sample], card: dict[str, Any], sh
             check_names(sample, seen)
             if sample.split not in writers:
                 writers[sample.split] = ShardWriter(folder, sample.split, shard_bytes, shards)
-            manifest.write(writers[sample.split].write(sample))
+            row = writers[sample.split].write(sample)
+            manifest.write(row)
+            index.write(row)
     finally:
         manifest.close()
+        index.close()
         for writer in writers.values():
             writer.close()
     if not seen:
@@ -88,6 +110,7 @@ def _write_all(folder: Path, samples: Iterable[Sample], card: dict[str, Any], sh
             f"{folder.name.partition('.tmp-')[0]}: there is no sample to write; every pair was dropped or none came in"
         )
     manifest_sha256 = sha256_of(manifest.path)
+    os.rename(index.path, index_path(folder, manifest_sha256))
     description = {
         "version": VERSION,
         "fingerprint": fingerprint_of(manifest_sha256, shards),
@@ -249,12 +272,3 @@ def _publish(temporary: Path, folder: Path, fingerprint: str) -> None:
             f"{folder}: holds another dataset (fingerprint {existing[:12]}, the new one is {fingerprint[:12]}); "
             "datasets are never overwritten: give a new folder, or remove this one first"
         )
-
-
-def sync(path: Path) -> None:
-    """Flush to disk a file or a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -31,6 +31,7 @@ class FrozenVision(nn.Module):
         super().__init__()
         self.config = config
         self.tower = self._build(config)
+        self._statistics: Tensor | None = None
         self.requires_grad_(False)
         super().train(False)
 
@@ -42,9 +43,20 @@ class FrozenVision(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         """frames [N 3 S S] uint8 -> patch features [N P Wv] of the last layer, without the class token."""
         dtype = next(self.tower.parameters()).dtype
-        mean = torch.tensor(self.mean, device=frames.device, dtype=dtype)[:, None, None]
-        deviation = torch.tensor(self.deviation, device=frames.device, dtype=dtype)[:, None, None]
-        return self._see((frames.to(dtype) / 255 - mean) / deviation)
+        wide = torch.promote_types(dtype, torch.float32)
+        mean, deviation = self._pixel_statistics(frames.device, wide)
+        return self._see(((frames.to(wide) / 255 - mean) / deviation).to(dtype))
+
+    def _pixel_statistics(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Mean and deviation [2 3 1 1], kept: made at each use they would have a GPU's host wait for the copy.
+
+        No buffer, as transformers leaves buffers that are not in a checkpoint without values.
+        """
+        kept = self._statistics
+        if kept is None or kept.device != device or kept.dtype != dtype:
+            kept = torch.tensor((self.mean, self.deviation), device=device, dtype=dtype)[:, :, None, None]
+            self._statistics = kept
+        return kept
 
     @staticmethod
     def _build(config: VisionConfig) -> nn.Module:
@@ -95,6 +107,17 @@ def build_vision(config: VisionConfig) -> FrozenVision:
         vision = frozen_vision(config)
     load_weights(vision)
     return vision
+
+
+def narrow_products(vision: FrozenVision) -> None:
+    """Hold the weights of matrix products and convolutions in bfloat16, in place.
+
+    Under bf16 autocast the features stay what they were, bit for bit, but no weight is cast at each use, and the
+    encoder takes half the memory.
+    """
+    for module in vision.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.to(torch.bfloat16)
 
 
 def load_weights(vision: FrozenVision) -> None:

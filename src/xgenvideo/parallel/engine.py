@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from xgenvideo.config import RunConfig
 from xgenvideo.models.initial import Box, starting_value
 from xgenvideo.models.video_lm import VideoLM
-from xgenvideo.models.vision import build_vision
+from xgenvideo.models.vision import build_vision, encoder_hash, narrow_products
 from xgenvideo.models.warm_start import LanguageWeights
 from xgenvideo.parallel.fp8 import check_fp8, use_fp8
 from xgenvideo.parallel.pipeline import Pipeline, stream_dtype
@@ -26,7 +26,8 @@ from xgenvideo.plan.recompute import recompute_ways
 class Engine:
     """The model of a rank. `model` has only what the rank holds, under the names of the whole; `pieces` are trained.
 
-    `stages` is the cut of the whole pipeline, `held` what this rank has of it.
+    `stages` is the cut of the whole pipeline, `held` what this rank has of it. `encoder_hash` names the frozen encoder
+    by the weights that were read, whatever type they are held in.
     """
 
     model: VideoLM
@@ -35,6 +36,7 @@ class Engine:
     pieces: list[Piece]
     stages: tuple[Stage, ...]
     held: list[TextStage]
+    encoder_hash: str
 
     def __repr__(self) -> str:
         held = sum(piece.local.numel() for piece in self.pieces)
@@ -74,14 +76,20 @@ def build_engine(config: RunConfig, world: World, value: Value | None = None) ->
         check_fp8(config, world.device)
     model, texts, trunk, stages = lay_out_parts(config, world)
     named = fill(model, [*texts, trunk], config, world, value or default_value(config))
-    model.vision = build_vision(config.model.vision).to(world.device, masters_dtype(config))
+    model.vision = build_vision(config.model.vision)
+    encoder = encoder_hash(model.vision)
+    model.vision.to(world.device, masters_dtype(config))
+    # Features that are cached are made once, in full precision, for runs of any precision.
+    if config.train.precision == "bf16" and not config.data.cache_features:
+        narrow_products(model.vision)
     model.train()
     pieces = pieces_of([(name, model.get_parameter(name)) for name in sorted(named)], world)
     # Sharded weights are cast when they are gathered; those of a single process are cast by autocast.
     autocast = config.train.precision == "bf16" and world.groups is None
     trunk_dtype = masters_dtype(config) if world.groups is None else stream_dtype(config)
     visual = VisualWorld(model.vision, trunk, layout.microbatch_pairs, trunk_dtype, autocast)
-    return Engine(model, visual, text_world(texts, stages, config, world, autocast), pieces, stages, texts)
+    text = text_world(texts, stages, config, world, autocast)
+    return Engine(model, visual, text, pieces, stages, texts, encoder)
 
 
 def lay_out_parts(config: RunConfig, world: World) -> tuple[VideoLM, list[TextStage], Trunk, tuple[Stage, ...]]:
@@ -131,8 +139,7 @@ def split(texts: list[TextStage], trunk: Trunk, config: RunConfig, world: World)
         if config.train.fp8:
             use_fp8(stage)
         if config.train.compile:
-            for block in stage.blocks.values():
-                block.compile()
+            stage.compile_blocks()
     if world.groups is None:
         return
     mesh, precision = world.groups.mesh, config.train.precision

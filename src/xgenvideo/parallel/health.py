@@ -13,18 +13,26 @@ from xgenvideo.parallel.engine import Engine
 from xgenvideo.parallel.phases import OWN_WORK
 from xgenvideo.parallel.world import World
 
-HASHES = ("the frozen encoder", "the visual trunk", "the decoder")
+HASHES = ("the frozen encoder", "the visual trunk", "the temperature", "the decoder")
 
 
 def check_weights(engine: Engine, world: World, step: int) -> None:
-    """Compare hashes of what ranks hold alike: the frozen encoder and the trunk over all ranks, each decoder part over
-    its data-parallel ranks, the weights as they are gathered for computing. All ranks call it.
+    """Compare hashes of what ranks hold alike: the frozen encoder, the trunk and the contrastive temperature over all
+    ranks, each decoder part over its data-parallel ranks, the weights as they are gathered for computing. All ranks
+    call it.
 
     Raises TrainError naming the ranks that differ from most: memory or a link of theirs is not to be trusted.
     """
     if world.size == 1:
         return
-    own = torch.stack([hash_of(engine.model.vision), *(hash_of(part) for part in parts_of(engine))])
+    own = torch.stack(
+        [
+            hash_of(engine.model.vision),
+            hash_of(engine.visual.trunk),
+            _bits(engine.model.logit_scale),
+            hash_of(nn.ModuleList(engine.held)),
+        ]
+    )
     found = torch.zeros((world.size, len(own)), dtype=torch.int64, device=world.device)
     found[world.rank] = own
     told = world.sum(found).tolist()
@@ -37,11 +45,6 @@ def check_weights(engine: Engine, world: World, step: int) -> None:
         named = "; ".join(f"rank {rank}: {', '.join(names)}" for rank, names in sorted(wrong.items()))
         cure = "test the memory of those machines; the same command goes on from the newest checkpoint"
         raise TrainError(f"step {step}: weights that ranks hold alike differ ({named}); {cure}")
-
-
-def parts_of(engine: Engine) -> tuple[nn.Module, nn.Module]:
-    """The trunk, and what this rank has of the decoder."""
-    return engine.visual.trunk, nn.ModuleList(engine.held)
 
 
 def hash_of(module: nn.Module) -> Tensor:

@@ -131,6 +131,14 @@ class TextStage(nn.Module):
         self.feeds: list[Feed] = []
         self.valid = torch.ones(())
 
+    def compile_blocks(self) -> None:
+        """torch.compile for each block, but for those whose recomputation is selective: what a compiled block computes
+        cannot be told apart from outside, so that nothing of it would be kept and all made again.
+        """
+        for name, block in self.blocks.items():
+            if self.recompute.get(name) != "selective":
+                block.compile()
+
     def forward(self, *streams: Tensor, index: Tensor, text_only: bool = False) -> Tensor | tuple[Tensor, ...]:
         """One microbatch, `feeds[index]`. `text_only`: the lower half alone, up to the text embeddings [B E].
 

@@ -5,8 +5,9 @@ residual stream between them is cut along the sequence. Attention heads and the 
 """
 
 from functools import partial
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module
 from torch.distributed.tensor.parallel import (
@@ -40,6 +41,22 @@ class GatheredNorm(SequenceParallel):
         )
 
 
+class FinishedRows(RowwiseParallel):
+    """An embedding cut by rows whose result is a plain tensor.
+
+    A sum over ranks that is still under way is a tensor of a class of its own, and torch.compile gives an input of that
+    class a gradient of zero (2.13; pytorch#179849 unwraps it outside autograd): the embedding would not be trained.
+    """
+
+    @staticmethod
+    def _prepare_output_fn(
+        output_layouts: Any, use_local_output: bool, mod: nn.Module, outputs: Any, device_mesh: DeviceMesh
+    ) -> Tensor:
+        made = RowwiseParallel._prepare_output_fn(output_layouts, use_local_output, mod, outputs, device_mesh)
+        whole: Tensor = made.clone()  # waits
+        return whole
+
+
 def gathered(module: nn.Module, output: DTensor, device_mesh: DeviceMesh) -> DTensor:
     """The output of a norm, whole on every rank of the mesh."""
     return output.redistribute(placements=[Replicate()])
@@ -52,7 +69,7 @@ def cut_tensors(stage: TextStage, mesh: DeviceMesh) -> None:
         parts = _cross_plan() if isinstance(block, CrossBlock) else _self_plan(block)
         plan |= {f"blocks.{name}{'.' * bool(part)}{part}": style for part, style in parts.items()}
     if stage.first:
-        plan["embedding"] = RowwiseParallel(input_layouts=Replicate(), output_layouts=SEQUENCE)
+        plan["embedding"] = FinishedRows(input_layouts=Replicate(), output_layouts=SEQUENCE)
     if stage.embeds_text:
         layouts = (SEQUENCE, None), (Replicate(), None)
         plan["at_caption_end"] = PrepareModuleInput(

@@ -94,9 +94,9 @@ def goodput(stall: float, write: float, failure: float, interval: float, restart
 
 
 def data_demand(config: RunConfig, step_seconds: float) -> DataDemand:
-    """Frames as JPEG, or the encoder's features in 16 bits where they are cached."""
+    """Frames as JPEG, or the encoder's features where they are cached: in 16 bits, or 8 and a scale of 32 a patch."""
     vision, frames = config.model.vision, config.data.frames
-    cached = 2.0 * vision.patches * vision.width
+    cached = vision.patches * (vision.width + 4.0 if config.data.feature_type == "int8" else 2.0 * vision.width)
     pair = frames * (cached if config.data.cache_features else JPEG_FRAME_BYTES)
     each = config.train.global_batch_pairs / step_seconds
     return DataDemand(each, pair, each * pair, config.data.pairs_expected * pair)

@@ -25,7 +25,7 @@ class HeldOut:
     """
 
     def __init__(self, config: RunConfig, loader: Loader) -> None:
-        alone = dataclasses.replace(config, data=dataclasses.replace(config.data, blend=""))
+        alone = dataclasses.replace(config, data=dataclasses.replace(config.data, blend="", stitch=False))
         held = loader.dataset.counts.get(SPLIT, 0)
         batches = held // config.train.global_batch_pairs
         if not batches:

@@ -24,9 +24,7 @@ from xgenvideo.data.features import FeatureCache
 from xgenvideo.data.loader import Loader
 from xgenvideo.data.published_tokenizer import adopt, tokenizer_file
 from xgenvideo.errors import ConfigError, TrainError
-from xgenvideo.models.video_lm import VideoLM
-from xgenvideo.models.vision import encoder_hash
-from xgenvideo.parallel.engine import build_engine
+from xgenvideo.parallel.engine import Engine, build_engine
 from xgenvideo.parallel.health import check_weights, slowest
 from xgenvideo.parallel.layout import check_layout
 from xgenvideo.parallel.watchdog import Watchdog
@@ -122,12 +120,12 @@ def build(config: RunConfig, world: World, quiet: bool) -> Training:
     if len(engine.stages) > 1:
         say(f"cut (self/cross blocks a stage): {' '.join(stage.label for stage in engine.stages)}", quiet)
 
-    cache = build_features(config, dataset, engine.model, world, quiet) if config.data.cache_features else None
-    loader = Loader(dataset, tokenizer, config, world.pair_rank, world.size, cache)
+    cache = build_features(config, dataset, engine, world, quiet) if config.data.cache_features else None
+    pinned = world.device.type == "cuda"
+    loader = Loader(dataset, tokenizer, config, world.pair_rank, world.size, cache, pinned)
     optimizer = build_optimizer(engine.pieces, config.optimizer)
     say(f"optimizer: AdamW, lr {config.optimizer.lr:g}, {config.train.global_batch_pairs} pairs a step", quiet)
-    encoder = encoder_hash(engine.model.vision)
-    return Training(config, engine, world, Ranks.of_process(), loader, optimizer, encoder, tokenizer_sha256)
+    return Training(config, engine, world, Ranks.of_process(), loader, optimizer, tokenizer_sha256)
 
 
 def read_tokenizer(config: RunConfig, dataset: Dataset) -> tuple[tokenizers.Tokenizer, str]:
@@ -147,15 +145,15 @@ def layout_text(world: World) -> str:
     return f"{world.size} ranks: tensor {layout.tensor} x pipeline {layout.pipeline} x data {layout.data}"
 
 
-def build_features(config: RunConfig, dataset: Dataset, model: VideoLM, world: World, quiet: bool) -> FeatureCache:
+def build_features(config: RunConfig, dataset: Dataset, engine: Engine, world: World, quiet: bool) -> FeatureCache:
     """The frozen encoder's features of the whole dataset, made once for all runs and kept beside it."""
     folder = dataset.folder.with_name(dataset.folder.name + FEATURES)
-    cache = FeatureCache(folder, encoder_hash(model.vision), config.model.vision.image_size)
+    cache = FeatureCache(folder, engine.encoder_hash, config.model.vision.image_size, config.data.feature_type)
     say(f"features: {cache.path(dataset.fingerprint)}", quiet)
     # The first rank makes what is missing; the others find it made.
     for turn in (True, False):
         if (world.rank == 0) == turn:
-            built = cache.build(dataset, lambda frames: model.encode_frames(frames.to(world.device)))
+            built = cache.build(dataset, lambda frames: engine.model.encode_frames(frames.to(world.device)))
         world.wait()
     return built
 

@@ -28,9 +28,11 @@ class Counts:
 
 def count(batch: Batch, world: World, config: RunConfig) -> Counts:
     """Count the global batch, from every rank's share; `predicted` is at least 1, as it divides."""
-    encoded = batch.frame_mask.sum() if batch.frames is not None else torch.zeros((), device=world.device)
-    own = [(batch.targets != IGNORED).sum(), (batch.documents >= 0).sum(), torch.tensor(batch.pts.numel()), encoded]
-    predicted, tokens, padded, encoded = world.sum(torch.stack([one.to(world.device).long() for one in own])).unbind()
+    # Filled in on the device: a number that is copied there has the host wait for all that is queued.
+    padded, none = (torch.full((), number, device=world.device) for number in (batch.pts.numel(), 0))
+    encoded = none if batch.frames is None else batch.frame_mask.sum()
+    own = torch.stack([(batch.targets != IGNORED).sum(), (batch.documents >= 0).sum(), padded, encoded])
+    predicted, tokens, padded, encoded = world.sum(own).unbind()
     return Counts(config.train.global_batch_pairs, predicted.clamp(min=1), tokens, padded, encoded)
 
 

@@ -66,7 +66,6 @@ class Training:
     ranks: Ranks
     loader: Loader
     optimizer: torch.optim.AdamW
-    encoder_hash: str
     tokenizer_sha256: str
     step: int = 0
     skipped_steps: int = 0
@@ -96,7 +95,7 @@ def snapshot_of(training: Training, ledger: dict[str, int] | None = None) -> Sna
         "recent_losses": list(training.recent_losses),
         "ledger": ledger or {},
         "dataset_fingerprint": training.loader.dataset.fingerprint,
-        "encoder_hash": training.encoder_hash,
+        "encoder_hash": training.engine.encoder_hash,
         "tokenizer_sha256": training.tokenizer_sha256,
         "xgenvideo_version": __version__,
         "torch_version": torch.__version__,
@@ -115,7 +114,7 @@ def restore(training: Training, path: Path) -> list[str]:
     snapshot = load(path, parts=())
     state = snapshot.state
     check_settings(path, snapshot.config, training.config)
-    check_encoder(path, state.get("encoder_hash"), training.encoder_hash)
+    check_encoder(path, state.get("encoder_hash"), training.engine.encoder_hash)
     if state["tokenizer_sha256"] != training.tokenizer_sha256:
         raise CheckpointError(
             f"{path}: was trained with another tokenizer; give the dataset of this run, or a new --out"

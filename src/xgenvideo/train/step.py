@@ -40,14 +40,16 @@ def training_step(
     engine.visual.learn(video, world.from_first_stage(by_latents, video.latents, pairs), pulls.by_video)
 
     world.phases.enter("update")
-    next_token = world.sum(next_token) / world.layout.tensor
+    # Every rank has the contrastive loss; their mean, so that all decide alike even where one has computed it wrong.
+    shares = torch.stack([next_token / world.layout.tensor, pulls.loss / world.size])
+    next_token, contrastive = world.sum(shares).unbind()
     norm = clip_gradients(engine.pieces, config.optimizer.clip_norm, world)
     lr = set_learning_rate(optimizer, config, step)
-    loss = next_token + config.objective.contrastive_weight * pulls.loss
+    loss = next_token + config.objective.contrastive_weight * contrastive
     finite = bool(torch.isfinite(loss) & torch.isfinite(norm))
     if finite:
         optimizer.step()
         clamp_logit_scale(engine.model)
     optimizer.zero_grad(set_to_none=True)
     world.phases.next_step()
-    return Metrics.of(step + 1, counts, texts, finite, lr, loss, next_token, pulls.loss, norm)
+    return Metrics.of(step + 1, counts, texts, finite, lr, loss, next_token, contrastive, norm)
