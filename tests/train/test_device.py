@@ -4,6 +4,7 @@ The device is torch's meta device, which refuses to tell a value and on which ev
 """
 
 import contextlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from xgenvideo.data.batch import Batch
 from xgenvideo.parallel.engine import Engine, build_engine
 from xgenvideo.parallel.shards import pieces_of, total_norm
 from xgenvideo.parallel.world import World
+from xgenvideo.train.loop import CUBLAS_WORKSPACE, machine_settings
 from xgenvideo.train.passes import contrast, count, replica_texts
 
 META = torch.device("meta")
@@ -118,3 +120,17 @@ def test_a_step_neither_waits_for_its_device_nor_copies_to_it(
     with Watched() as watched, contextlib.suppress(RuntimeError):
         torch.tensor(1.0).to(META)
     assert watched.mixed
+
+
+@pytest.mark.parametrize("own", ["", ":16:8"])
+def test_matrix_products_of_a_gpu_are_made_repeatable(
+    small_config: RunConfig, own: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv(CUBLAS_WORKSPACE, raising=False)
+    if own:
+        monkeypatch.setenv(CUBLAS_WORKSPACE, own)
+    with machine_settings(small_config):
+        assert os.environ[CUBLAS_WORKSPACE] == (own or ":4096:8")
+        assert torch.are_deterministic_algorithms_enabled()
+    assert os.environ.get(CUBLAS_WORKSPACE, "") == own

@@ -13,7 +13,7 @@ from xgenvideo.checkpoint import load, newest_verified, read_account
 from xgenvideo.checkpoint.snapshot import EPHEMERAL, PERMANENT, read_commit, step_folders
 from xgenvideo.cli.audit import audit
 from xgenvideo.config import RunConfig, override
-from xgenvideo.errors import ConfigError, TrainError
+from xgenvideo.errors import CheckpointError, ConfigError, TrainError
 from xgenvideo.train.log import read_metrics
 from xgenvideo.train.loop import train
 from xgenvideo.train.spikes import Spikes
@@ -37,6 +37,18 @@ def assert_same_weights(one: Path, two: Path) -> None:
     """Bitwise."""
     first, second = weights(one), weights(two)
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def test_a_run_none_of_whose_saves_succeeds_ends_with_one_sentence(
+    run_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> Path:
+        raise CheckpointError("No space left on device")
+
+    monkeypatch.setattr("xgenvideo.checkpoint.saver.write_staged", full)
+    config = override(run_config, ["safety.failed_saves_allowed=3", "train.stop_after_steps=2"])
+    with pytest.raises(TrainError, match="step 2 is done and no save has succeeded"):
+        train(config, tmp_path, quiet=True)
 
 
 def test_the_clock_saves_in_between_and_changes_nothing(run_config: RunConfig, tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """The step: microbatches change nothing, the contrastive loss is exact, what is not finite changes nothing."""
 
 import dataclasses
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from xgenvideo.config import RunConfig, override
 from xgenvideo.data.batch import Batch
@@ -217,3 +219,36 @@ def test_cut_batches_hold_every_pair_once(batch: Batch) -> None:
     assert sum((part.keys for part in parts), ()) == batch.keys
     assert torch.equal(torch.cat([part.tokens for part in parts]), batch.tokens)
     assert [part.position for part in parts] == [batch.position, batch.position + 3]
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often a weight of the decoder is cast."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__()
+        decoder = (parameter for stage in engine.held for parameter in stage.parameters())
+        self.weights, self.count = {id(parameter) for parameter in decoder}, 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run it."""
+        self.count += func is torch.ops.aten._to_copy.default and id(args[0]) in self.weights
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+@pytest.mark.parametrize("recompute", ["none", "full"])
+def test_weights_are_cast_as_often_for_many_microbatches_as_for_few(
+    run_config: RunConfig, batch: Batch, recompute: str
+) -> None:
+    counts = []
+    for pairs in (2, 1):
+        changes = ["train.precision=bf16", f"layout.microbatch_pairs={pairs}", f"train.recompute={recompute}"]
+        config = override(run_config, changes)
+        engine = build_engine(config, CPU)
+        optimizer = build_optimizer(engine.pieces, config.optimizer)
+        with Casts(engine) as casts:
+            training_step(config, engine, repeating(batch), optimizer, CPU, 0)
+        counts.append(casts.count)
+    assert counts[0] == counts[1] > 0

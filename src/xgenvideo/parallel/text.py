@@ -84,14 +84,15 @@ class WholeDecoder:
     def _one_by_one(self, pull: Tensor, valid: Tensor) -> Tensor:
         loss = torch.zeros((), dtype=pull.dtype, device=pull.device)
         self.stage.valid = valid
-        for number, (feed, part) in enumerate(zip(self.stage.feeds, pull.split(self.pairs), strict=True)):
-            feed.pull = part
-            with self._computing():
+        # One context for all microbatches, so that autocast casts each weight once. Gradients still add up in float32,
+        # as every microbatch has a backward of its own.
+        with self._computing():
+            for number, (feed, part) in enumerate(zip(self.stage.feeds, pull.split(self.pairs), strict=True)):
+                feed.pull = part
                 made = self.stage(index=torch.tensor(number))
-            synchronise_after(self.stage, last=number == len(self.stage.feeds) - 1)
-            with self._computing():
+                synchronise_after(self.stage, last=number == len(self.stage.feeds) - 1)
                 made.backward()
-            loss += made.detach()
+                loss += made.detach()
         return loss
 
     def _computing(self) -> contextlib.AbstractContextManager[None]:

@@ -5,6 +5,7 @@ Run: xgv train RECIPE data.shards=DATASET --out RUN, and the same line again to 
 
 import contextlib
 import errno
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -44,6 +45,9 @@ from xgenvideo.train.stop import STOPPED, StopSignals
 MOST_SKIPPED_IN_A_ROW = 10
 FEATURES = ".features"
 MACHINE = "machine.json"
+# Read by cuBLAS when it starts: without it matrix products of an NVIDIA GPU need not be the same twice (torch's notes
+# on reproducibility).
+CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
 @dataclass(frozen=True)
@@ -214,10 +218,14 @@ def run(training: Training, out: Path, peak: Peak, lease: Lease | None, began: f
             if due.save:
                 keeper.save(due.save)
             if due.stop is not None:
-                log.say(f"{due.stop.reason}: saved {keeper.wait()}; the same command goes on from there")
+                log.say(
+                    f"{due.stop.reason}: the same command goes on from {keeper.wait() or 'the start: nothing is saved'}"
+                )
                 due.stop.leave(out, training.step, world.rank == 0)
         newest = keeper.wait()
-    assert newest is not None, "a run of at least one step has saved"
+    if newest is None:
+        cure = "free some space or mend the disk, then run again"
+        raise TrainError(f"--out {out}: step {training.step} is done and no save has succeeded; {cure}")
     return newest
 
 
@@ -290,6 +298,9 @@ def machine_settings(config: RunConfig) -> Iterator[None]:
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     # Filling fresh memory finds bugs, and costs time at every allocation.
     memory.fill_uninitialized_memory = False
+    workspace = os.environ.get(CUBLAS_WORKSPACE)
+    if torch.cuda.is_available():
+        os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             yield
@@ -297,6 +308,8 @@ def machine_settings(config: RunConfig) -> Iterator[None]:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
         memory.fill_uninitialized_memory = filled
+        if workspace is None:
+            os.environ.pop(CUBLAS_WORKSPACE, None)
 
 
 def summarise(training: Training, out: Path, checkpoint: Path, peak: Peak, seconds: float) -> TrainSummary:
