@@ -24,7 +24,7 @@ from xgenvideo import recipes
 from xgenvideo.config import RunConfig, override
 from xgenvideo.models.decoder import CrossBlock, SelfBlock
 from xgenvideo.models.layers import rotary
-from xgenvideo.models.vision import frozen_vision
+from xgenvideo.models.vision import frozen_vision, narrow_products
 from xgenvideo.parallel.fp8 import Float8Linear
 from xgenvideo.plan.flops import cross_block_flops, frame_flops, self_block_flops
 from xgenvideo.plan.hardware import GPUS
@@ -147,12 +147,19 @@ def layers(bench: Bench, config: RunConfig, tensor: int, tokens: int, fp8: bool)
 
 
 def encoder(bench: Bench, config: RunConfig, frames: int) -> Row:
-    """The frozen encoder, forward alone."""
-    vision = frozen_vision(config.model.vision).to(bench.device, torch.bfloat16)
+    """The frozen encoder, forward alone, in the precision that a run in bf16 gives it."""
+    vision = frozen_vision(config.model.vision).to(bench.device)
+    narrow_products(vision)
     size = config.model.vision.image_size
     pictures = torch.randint(0, 256, (frames, 3, size, size), dtype=torch.uint8, device=bench.device)
     flops = frames * frame_flops(config.model.vision)
-    return bench.row(f"frozen encoder, {frames} frames", lambda: vision(pictures), flops, frames, None)
+
+    def look() -> torch.Tensor:
+        with torch.autocast(bench.device.type, torch.bfloat16):
+            seen: torch.Tensor = vision(pictures)
+        return seen
+
+    return bench.row(f"frozen encoder, {frames} frames", look, flops, frames, None)
 
 
 def small(config: RunConfig) -> RunConfig:

@@ -22,7 +22,7 @@ from torch.distributed.pipelining import (
 from xgenvideo.config import LayoutConfig, RunConfig
 from xgenvideo.parallel.stage import TextStage
 from xgenvideo.parallel.waiting import Waiting
-from xgenvideo.parallel.world import World
+from xgenvideo.parallel.world import Groups, World
 from xgenvideo.plan.pipeline import rank_of
 
 SINGLE = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
@@ -57,8 +57,8 @@ class TimedStage(PipelineStage):
 class Handed:
     """Streams on their way from stage to stage, in the order of stages and microbatches."""
 
-    def __init__(self, group: dist.ProcessGroup, layout: LayoutConfig) -> None:
-        self.group, self.layout = group, layout
+    def __init__(self, groups: Groups, layout: LayoutConfig) -> None:
+        self.groups, self.layout = groups, layout
         self._sent: list[tuple[dist.Work, Tensor]] = []
         self._kept: deque[Tensor] = deque()  # for a next stage on this rank
 
@@ -69,7 +69,7 @@ class Handed:
                 self._kept.append(stream)
                 continue
             whole = stream.contiguous()
-            work = dist.isend(whole, group=self.group, group_dst=rank_of(stage + 1, self.layout))
+            work = dist.isend(whole, group=self._group(stage), group_dst=rank_of(stage + 1, self.layout))
             assert work is not None
             self._sent.append((work, whole))
 
@@ -78,13 +78,18 @@ class Handed:
         if self._shared(stage - 1, stage):
             return [self._kept.popleft() for _ in room]
         for stream in room:
-            dist.recv(stream, group=self.group, group_src=rank_of(stage - 1, self.layout))
+            dist.recv(stream, group=self._group(stage - 1), group_src=rank_of(stage - 1, self.layout))
         return room
 
     def wait(self) -> None:
         """Until everything sent has left."""
         for work, _ in self._sent:
             work.wait()
+
+    def _group(self, stage: int) -> dist.ProcessGroup:
+        """In which `stage` sends to the next."""
+        forth = rank_of(stage, self.layout) < rank_of(stage + 1, self.layout)
+        return self.groups.pipeline if forth else self.groups.pipeline_back
 
     def _shared(self, one: int, other: int) -> bool:
         return rank_of(one, self.layout) == rank_of(other, self.layout)
@@ -96,7 +101,7 @@ class Pipeline:
     def __init__(self, stages: list[TextStage], count: int, config: RunConfig, world: World) -> None:
         assert world.groups is not None, "a pipeline needs ranks"
         self.stages, self.count, self.config, self.world = stages, count, config, world
-        self.group = world.groups.pipeline
+        self.groups = world.groups
         layout = config.layout
         self.microbatches = config.train.global_batch_pairs // (layout.data * layout.microbatch_pairs)
         self.first = any(stage.first for stage in stages)
@@ -127,7 +132,7 @@ class Pipeline:
         """Forward alone: chunk after chunk, microbatch after microbatch; no rank waits but for the rank before it."""
         embeddings: list[Tensor] = []
         losses: list[Tensor] = []
-        handed = Handed(self.group, self.config.layout)
+        handed = Handed(self.groups, self.config.layout)
         with self.world.waiting.running():
             for stage in self.stages:
                 if text_only and not stage.unimodal:
@@ -191,7 +196,7 @@ class Pipeline:
             self.world.device,
             input_args=tuple(inputs),
             output_args=tuple(outputs),
-            group=self.group,
+            group=self.groups.pipeline,
         )
         timed.waiting = self.world.waiting
         return timed

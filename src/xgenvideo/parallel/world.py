@@ -26,13 +26,18 @@ ALONE = Layout(1, 1, 1)
 
 @dataclass(frozen=True, eq=False)
 class Groups:
-    """The device mesh (axes of AXES; one of replicate and shard has size 1) and the process groups along its axes."""
+    """The device mesh (axes of AXES; one of replicate and shard has size 1) and the process groups along its axes.
+
+    `pipeline_back` has the ranks of `pipeline`; with several stages a rank it is a group of its own, for streams that
+    go to an earlier rank: on a GPU the messages of two ranks in one group wait for one another, whichever way they go.
+    """
 
     mesh: DeviceMesh
     everyone: DeviceMesh
     replica: dist.ProcessGroup
     data: dist.ProcessGroup
     pipeline: dist.ProcessGroup
+    pipeline_back: dist.ProcessGroup
     tensor: dist.ProcessGroup
 
 
@@ -218,12 +223,16 @@ def lay_out(config: LayoutConfig, rank: int, size: int, device: torch.device) ->
     by_axis = torch.arange(size).reshape(layout.pipeline, layout.data, layout.tensor)
     replicas = DeviceMesh(device.type, by_axis.transpose(0, 1).flatten(1), mesh_dim_names=("data", "replica"))
     data = DeviceMesh(device.type, by_axis.transpose(1, 2).flatten(0, 1), mesh_dim_names=("replica", "data"))
+    forth = back = mesh.get_group("pipeline")
+    if config.virtual_stages > 1 and layout.pipeline > 1:
+        back, _ = dist.new_subgroups_by_enumeration(by_axis.permute(1, 2, 0).flatten(0, 1).tolist())
     groups = Groups(
         mesh,
         everyone,
         replicas.get_group("replica"),
         data.get_group("data"),
-        mesh.get_group("pipeline"),
+        forth,
+        back,
         mesh.get_group("tensor"),
     )
     return World(rank, size, device, layout, groups, Phases(device), Waiting(device))
