@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from xgenvideo.parallel.health import differing
+from xgenvideo.parallel.health import SlowRank, differing
 from xgenvideo.parallel.watchdog import EXIT_HUNG
 
 SCRIPT = Path(__file__).parent / "differing_weights.py"
@@ -33,6 +33,12 @@ def test_a_flipped_bit_names_its_rank_and_part(tmp_path: Path) -> None:
         assert "(rank 2: the decoder)" in decoder
         assert "(rank 0: the temperature)" in temperature
         assert slow.startswith("rank 1 is slow: 5.500 s of its own work a step, the median rank 1.000 s")
+
+
+def test_a_slow_rank_is_one_that_holds_the_others_up() -> None:
+    assert SlowRank(1, seconds=0.2, median=0.1, step=0.3).holds_up(1.5)
+    assert not SlowRank(1, seconds=0.14, median=0.1, step=0.3).holds_up(1.5)
+    assert not SlowRank(1, seconds=0.002, median=0.001, step=0.3).holds_up(1.5)
 
 
 def test_without_a_majority_every_rank_is_named() -> None:

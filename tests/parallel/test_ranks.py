@@ -22,9 +22,9 @@ from xgenvideo.train.resume import differences
 ROOT = Path(__file__).parents[2]
 
 
-def xgv(*arguments: str) -> subprocess.CompletedProcess[str]:
+def xgv(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """The command line, in a process of its own."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
     command = [sys.executable, "-m", "xgenvideo", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
 
@@ -57,8 +57,11 @@ def test_a_run_goes_on_in_another_layout_with_the_losses_of_one_process(run_conf
     moved = tmp_path / "moved"
     parts = override(run_config, ["layout.microbatch_pairs=2", "train.stop_after_steps=4"])
     two = override(parts, ["layout.pipeline=2"])
-    first = xgv("train", "tiny", *overrides(two), "--out", str(moved), "--processes", "2")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    first = xgv("train", "tiny", *overrides(two), "--out", str(moved), "--processes", "2", TMPDIR=str(temporary))
     assert first.returncode == 0, first.stderr
+    assert not list(temporary.iterdir())
     assert "2 ranks: tensor 1 x pipeline 2 x data 1" in first.stderr
     # Half the way on two pipeline ranks, then two data ranks, then alone.
     data = override(parts, ["layout.data=2", "train.stop_after_steps=6"])

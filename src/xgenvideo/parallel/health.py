@@ -14,6 +14,7 @@ from xgenvideo.parallel.phases import OWN_WORK
 from xgenvideo.parallel.world import World
 
 HASHES = ("the frozen encoder", "the visual trunk", "the temperature", "the decoder")
+NOTICEABLE = 0.05  # of a step: a rank that loads for 2 ms where others take 1 holds nobody up
 
 
 def check_weights(engine: Engine, world: World, step: int) -> None:
@@ -93,16 +94,18 @@ def differing(hashes: dict[int, int]) -> list[int]:
 
 @dataclass(frozen=True)
 class SlowRank:
-    """The rank whose own work (loading and encoding) took longest. `seconds` and the `median` rank's, of a step."""
+    """The rank whose own work (loading and encoding) took longest. `seconds` and the `median` rank's, of a step that
+    takes `step` seconds.
+    """
 
     rank: int
     seconds: float
     median: float
+    step: float
 
-    @property
-    def ratio(self) -> float:
-        """How many times the median."""
-        return self.seconds / max(self.median, 1e-9)
+    def holds_up(self, factor: float) -> bool:
+        """Whether it takes over `factor` times the median, and that is a noticeable part of the step."""
+        return self.seconds > factor * self.median and self.seconds - self.median > NOTICEABLE * self.step
 
     def __str__(self) -> str:
         took = f"{self.seconds:.3f} s of its own work a step, the median rank {self.median:.3f} s"
@@ -115,4 +118,4 @@ def slowest(world: World, seconds: dict[str, float], steps: int) -> SlowRank:
     own[world.rank] = sum(seconds.get(name, 0.0) for name in OWN_WORK) / max(1, steps)
     found: list[float] = world.sum(own).tolist()
     worst = max(range(world.size), key=found.__getitem__)
-    return SlowRank(worst, found[worst], statistics.median(found))
+    return SlowRank(worst, found[worst], statistics.median(found), sum(seconds.values()) / max(1, steps))

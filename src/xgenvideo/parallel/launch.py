@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from types import FrameType
 
@@ -19,8 +20,14 @@ def launch(processes: int, restarts: int, arguments: Sequence[str]) -> int:
 
     SIGINT, SIGTERM and SIGUSR1 reach every rank once, so that the run saves and ends. Returns torchrun's exit code.
     """
+    # Left to itself, torchrun makes a folder for logs and leaves it behind.
+    with tempfile.TemporaryDirectory(prefix="xgv-ranks-") as logs:
+        return _run(processes, restarts, arguments, logs)
+
+
+def _run(processes: int, restarts: int, arguments: Sequence[str], logs: str) -> int:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += [f"--signals-to-handle={','.join(FORWARDED)}"]
+    command += [f"--log-dir={logs}", f"--signals-to-handle={','.join(FORWARDED)}"]
     command += [f"--max-restarts={restarts}", f"--shutdown-timeout={SAVE_SECONDS}", "-m", "xgenvideo", *arguments]
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
     # A session of its own: a Ctrl-C at the terminal would reach the ranks twice, and the second ends them at once.

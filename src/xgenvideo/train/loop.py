@@ -235,7 +235,7 @@ def name_slow_rank(training: Training, log: Log | Silent) -> None:
     seconds = world.phases.take()
     if factor and world.size > 1:
         slow = slowest(world, seconds, training.config.train.log_every_steps)
-        if slow.ratio > factor:
+        if slow.holds_up(factor):
             log.say(f"step {training.step}: {slow}")
 
 
