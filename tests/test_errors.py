@@ -65,3 +65,20 @@ def test_a_media_error_carries_its_reason_code() -> None:
 @pytest.mark.parametrize("error", [XGenVideoError("x"), TrainError("soon")])
 def test_plain_errors_cross_process_borders(error: XGenVideoError) -> None:
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "choices", "meant"),
+    [
+        ("recipe", "tny", ("tiny", "one_gpu"), "tiny"),
+        ("train.stepz", "3", ("seed", "steps"), "steps"),
+        ("curate.min_align_scor", 3.0, ("fps", "min_align_score"), "min_align_score"),
+    ],
+)
+def test_a_slip_of_the_pen_is_named(setting: str, value: object, choices: tuple[str, ...], meant: str) -> None:
+    assert f"Did you mean {meant}?" in str(ConfigError(setting, value, "no such thing", choices))
+
+
+def test_a_number_or_another_word_is_not_taken_for_a_slip() -> None:
+    assert "mean" not in str(ConfigError("layout.tensor", 3, "must divide", (1, 30, 2)))
+    assert "mean" not in str(ConfigError("recipe", "huge", "no such recipe", ("tiny", "one_gpu")))

@@ -11,6 +11,7 @@ XGenVideoError
 """
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class XGenVideoError(Exception):
@@ -27,6 +28,10 @@ class ConfigError(XGenVideoError):
     def __init__(self, setting: str, value: object, rule: str, choices: Iterable[object] = ()) -> None:
         self.setting, self.value, self.rule, self.choices = setting, value, rule, tuple(choices)
         text = f"{setting} = {value!r}: {rule}."
+        names = [choice for choice in self.choices if isinstance(choice, str)]
+        meant = get_close_matches(str(value), names, 1) or get_close_matches(setting.rpartition(".")[2], names, 1, 0.8)
+        if meant:
+            text += f" Did you mean {meant[0]}?"
         if self.choices:
             text += f" Valid: {', '.join(str(choice) for choice in self.choices)}."
         super().__init__(text)

@@ -13,7 +13,7 @@ def sniff_container(path: Path) -> str:
     """Name of the demuxer that the first bytes call for. Raises MediaError (empty_file, not_a_video, ...)."""
     try:
         if not path.is_file():
-            raise MediaError("missing_file", path)
+            raise MediaError("missing_file", path, "no such file")
         with path.open("rb") as file:
             head = file.read(1024)
     except OSError as error:
