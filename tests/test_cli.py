@@ -103,6 +103,11 @@ def test_a_wrong_setting_is_one_line_with_the_cure(
     assert not (tmp_path / "run").exists()
 
 
+def test_serve_refuses_a_port_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    code, line = fails(capsys, "serve", "release", "--port", "99999")
+    assert (code, line) == (2, "xgv serve: --port = 99999: must be from 0 (any that is free) to 65535.")
+
+
 def test_plan_refuses_what_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
     code, line = fails(capsys, "plan", "video_30b", "--gpus", "33")
     assert code == 2
@@ -116,6 +121,7 @@ def test_plan_refuses_what_does_not_fit(capsys: pytest.CaptureFixture[str]) -> N
         (MissingExtra("rapidocr", "curate"), 3, "xgv audit: This needs the package rapidocr."),
         (KeyboardInterrupt(), 130, "xgv audit: interrupted"),
         (TrainError("two\nlines"), 1, "xgv audit: two lines"),
+        (PermissionError(13, "Permission denied", "/x"), 1, "xgv audit: /x: Permission denied; mend that"),
     ],
 )
 def test_errors_become_one_line_and_their_exit_code(

@@ -12,6 +12,7 @@ from xgenvideo import __version__
 from xgenvideo.cli import verbs
 from xgenvideo.errors import ConfigError, XGenVideoError
 
+EXIT_SYSTEM = 1
 EXIT_INTERRUPTED = 130
 EXIT_CLOSED_PIPE = 141
 
@@ -34,6 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return EXIT_CLOSED_PIPE
+    except OSError as error:  # after BrokenPipeError, which is one
+        if not error.strerror:
+            raise
+        named = error.filename if error.filename is not None else "the system"
+        told = f"{named}: {error.strerror}; mend that, or name another place, and run again"
+        print(f"xgv {parsed.verb}: {told}", file=sys.stderr)
+        return EXIT_SYSTEM
     return 0
 
 

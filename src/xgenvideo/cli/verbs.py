@@ -11,6 +11,8 @@ from typing import Any
 from xgenvideo.config import RunConfig
 from xgenvideo.errors import ConfigError, DataError
 
+MOST_PORT = 65_535
+
 
 def run(parsed: argparse.Namespace) -> None:
     """Run the verb that was parsed. Raises XGenVideoError for a user's mistake."""
@@ -90,7 +92,7 @@ def curate(parsed: argparse.Namespace) -> None:
         from xgenvideo.demo.stages import Milestones
 
         source, settings = Path(parsed.source), settings_from(parsed.overrides, parsed.preset)
-        videos, work = (Path(path) if path else None for path in (parsed.videos, parsed.work))
+        videos, work = parsed.videos, Path(parsed.work) if parsed.work else None
         if parsed.part:
             part = Part.parse(parsed.part)
             _print_json(curate_part(source, out, part, settings, Milestones(_note), videos, work).to_dict())
@@ -302,6 +304,8 @@ def serve(parsed: argparse.Namespace) -> None:
     from xgenvideo.infer.serving.sources import Places
 
     limits = limits_from(parsed.overrides)
+    if not 0 <= parsed.port <= MOST_PORT:
+        raise ConfigError("--port", parsed.port, f"must be from 0 (any that is free) to {MOST_PORT}")
     token = read_token(Path(parsed.token_file) if parsed.token_file else None)
     check_host(parsed.host, token)
     folders, index = ([Path(name)] if name else [] for name in (parsed.allow, parsed.index))
