@@ -13,8 +13,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-# Extras for accounts elsewhere and for GPUs: nothing here needs them, and tests of them are skipped without.
-UNLOCKED = ("energy", "wandb")
+# Extras for accounts and hosts elsewhere and for GPUs: nothing here needs them, and tests of them are skipped without.
+UNLOCKED = ("energy", "remote", "wandb")
 ROOT = Path(__file__).parent.parent
 HEADER = """\
 # All packages that xgenvideo and its extras need, for Python 3.11. Written by `make lock`; do not edit.

@@ -21,6 +21,7 @@ from tests.curate.conftest import broken as broken_media
 from tests.infer.conftest import running
 from tests.infer.test_serve import QUESTION, by_url, chat, data_url, error_of, post
 from xgenvideo.data.decoders import Stopped
+from xgenvideo.data.internet import is_public
 from xgenvideo.errors import ConfigError
 from xgenvideo.infer.generate import Draw, generate
 from xgenvideo.infer.release import Release
@@ -336,7 +337,7 @@ def test_videos_beyond_the_limits_are_refused(release: Release, videos: Path) ->
     ],
 )
 def test_which_addresses_are_public(address: str, public: bool) -> None:
-    assert fetch.is_public(address) is public
+    assert is_public(address) is public
 
 
 @pytest.fixture
@@ -347,6 +348,7 @@ def elsewhere(videos: Path) -> Iterator[int]:
     answers = {
         "/a.mp4": b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(content) + content,
         "/away": b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1/a.mp4\r\ncontent-length: 0\r\n\r\n",
+        "/short": b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (2 * len(content)) + content,
         "/endless": b"HTTP/1.1 200 OK\r\n\r\n" + struct.pack(">I", 7) * 2**20,
     }
 
@@ -391,6 +393,7 @@ def test_an_allowed_host_that_is_private_is_not_asked(
         expected = release.generate(videos / "a.mp4", QUESTION, 8)
         assert got.json()["choices"][0]["message"]["content"] == expected
         assert "redirects are not followed" in post(address, "/v1/chat/completions", chat(by_url(f"{url}/away"))).text
+        assert "cannot be fetched" in post(address, "/v1/chat/completions", chat(by_url(f"{url}/short"))).text
         assert "at most 1 MB" in post(address, "/v1/chat/completions", chat(by_url(f"{url}/endless"))).text
     monkeypatch.undo()
     with pytest.raises(ConfigError, match="cannot be resolved"):

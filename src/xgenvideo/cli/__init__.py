@@ -73,7 +73,9 @@ def _add_data_verbs(verb: "argparse._SubParsersAction[argparse.ArgumentParser]")
     curate = verb.add_parser("curate", help="raw video-text pairs to a sharded dataset")
     curate.add_argument("source", metavar="SOURCE", help="pairs, a listing or tars; or: generate, real-samples")
     curate.add_argument("--out", required=True, metavar="FOLDER", help="the folder to write")
-    curate.add_argument("--videos", metavar="FOLDER", help="where a listing's videos are (default: beside it)")
+    curate.add_argument(
+        "--videos", metavar="FOLDER", help="where a listing's videos are (default: beside it), or s3://..."
+    )
     curate.add_argument("overrides", nargs="*", metavar="curate.field=value")
     curate.add_argument("--work", metavar="FOLDER", help="scores and clips; an earlier OUT.work: nothing decoded twice")
     curate.add_argument("--part", metavar="I/N", help="the work of machine I (from 0) of N; then once without it")

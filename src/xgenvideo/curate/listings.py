@@ -15,7 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from xgenvideo.curate.pairs import MAX_LINE_BYTES, Entry, RefusedError, bounded_lines, inside, parse_line
+from xgenvideo.curate.pairs import MAX_LINE_BYTES, Entry, RefusedError, bounded_lines, parse_line
+from xgenvideo.curate.places import SUFFIXES, Place, Videos, linked_place, youtube
 from xgenvideo.errors import DataError
 from xgenvideo.records import Pair
 
@@ -24,27 +25,26 @@ INTERNVID = "CC BY-NC-SA 4.0"
 PANDA_LISTS = ("timestamp", "caption", "matching_score", "desirable_filtering", "shot_boundary_detection")
 ID_RULE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 TIME_RULE = re.compile(r"(\d{1,3}):([0-5]?\d):([0-5]?\d(?:\.\d{1,9})?)")
-SUFFIXES = (".mp4", ".webm", ".mkv")
 
 
-def read_csv(listing: Path, root: Path) -> Iterator[Entry]:
-    """Entries of a Panda-70M or WebVid CSV, told apart by its columns; videos lie in `root`. Raises DataError."""
+def read_csv(listing: Path, videos: Videos) -> Iterator[Entry]:
+    """Entries of a Panda-70M or WebVid CSV, told apart by its columns. Raises DataError."""
     _whole.cache_clear()  # files may have come since another listing was read
     rows = _rows(listing)
     header = next(rows)[1]
     if isinstance(header, RefusedError):
         raise DataError(f"{listing}: its first row, the names of the columns, cannot be read ({header.detail})")
     if {"videoID", "timestamp", "caption"} <= set(header):
-        return _each(rows, header, root, _panda)
+        return _each(rows, header, videos, _panda)
     if {"videoid", "name"} <= set(header):
-        return _each(rows, header, root, _webvid)
+        return _each(rows, header, videos, _webvid)
     raise DataError(
         f"{listing}: its columns are {', '.join(header)[:200]!r}; a Panda-70M CSV has videoID, timestamp and caption, "
         "a WebVid CSV videoid and name"
     )
 
 
-def read_jsonl(listing: Path, root: Path) -> Iterator[Entry]:
+def read_jsonl(listing: Path, videos: Videos) -> Iterator[Entry]:
     """Entries of an InternVid JSONL, with UMT_Score or UMT-SIM, and Language and Category where it has them."""
     _whole.cache_clear()
     for number, line in bounded_lines(listing):
@@ -52,7 +52,7 @@ def read_jsonl(listing: Path, root: Path) -> Iterator[Entry]:
         try:
             if line is None:
                 raise RefusedError("bad_record", f"longer than {MAX_LINE_BYTES} bytes")
-            yield _internvid(parse_line(line), number, root)
+            yield _internvid(parse_line(line), number, videos)
         except RefusedError as refused:
             yield Entry(name, reason=refused.reason, detail=refused.detail)
 
@@ -78,19 +78,19 @@ def _rows(listing: Path) -> Iterator[tuple[str, list[str] | RefusedError]]:
                 yield f"row {number}", cells
 
 
-def _each(rows: Iterator[tuple[str, Any]], header: list[str], root: Path, read: Any) -> Iterator[Entry]:
+def _each(rows: Iterator[tuple[str, Any]], header: list[str], videos: Videos, read: Any) -> Iterator[Entry]:
     for name, cells in rows:
         try:
             if isinstance(cells, RefusedError):
                 raise cells
             if len(cells) != len(header):
                 raise RefusedError("bad_record", f"{len(cells)} cells, the header has {len(header)}")
-            yield from read(dict(zip(header, cells, strict=True)), root)
+            yield from read(dict(zip(header, cells, strict=True)), videos)
         except RefusedError as refused:
             yield Entry(name, reason=refused.reason, detail=refused.detail)
 
 
-def _panda(row: dict[str, str], root: Path) -> Iterator[Entry]:
+def _panda(row: dict[str, str], videos: Videos) -> Iterator[Entry]:
     """The clips of one row: a source video with parallel lists. A wrong clip costs that clip, wrong lists the row."""
     video = _identity(row["videoID"])
     lists = {column: _literal(row[column], column) for column in PANDA_LISTS if column in row}
@@ -113,10 +113,11 @@ def _panda(row: dict[str, str], root: Path) -> Iterator[Entry]:
         except RefusedError as refused:
             yield Entry(name, reason=refused.reason, detail=refused.detail)
             continue
-        yield _clip(root, video, number, caption, (start, end), PANDA, scores)
+        link = row.get("url", "").strip() or youtube(video)
+        yield _clip(videos, (video, number, link), caption, (start, end), PANDA, scores)
 
 
-def _internvid(values: dict[str, Any], number: int, root: Path) -> Entry:
+def _internvid(values: dict[str, Any], number: int, videos: Videos) -> Entry:
     """One line is one clip. Keys are named by the line: clips of a video do not stand together."""
     video = _identity(values.get("YoutubeID"))
     span = _span([values.get("Start_timestamp"), values.get("End_timestamp")])
@@ -127,51 +128,76 @@ def _internvid(values: dict[str, Any], number: int, root: Path) -> Entry:
         if isinstance(values.get(column), str):
             scores[column.lower()] = values[column][:80]
     _check_json(scores)
-    return _clip(root, video, number, caption, span, INTERNVID, scores)
+    return _clip(videos, (video, number, youtube(video)), caption, span, INTERNVID, scores)
 
 
-def _webvid(row: dict[str, str], root: Path) -> Iterator[Entry]:
+def _webvid(row: dict[str, str], videos: Videos) -> Iterator[Entry]:
     """One row is one short video, `VIDEOID.mp4`, in the folder that `page_dir` names if it has that column."""
     video = _identity(row["videoid"])
     caption = _caption(row["name"])
     file = f"{row['page_dir'].strip()}/{video}.mp4" if row.get("page_dir", "").strip() else f"{video}.mp4"
+    link = row.get("contentUrl", "").strip()
+    place = linked_place(link) if videos.linked and link and not videos.holds(file) else videos.place(file)
     # Its publisher withdrew it: what one may do with a copy is not known.
-    yield Entry(video, Pair(video, file, caption, source=f"webvid/{video}"), inside(root, file))
+    pair = Pair(video, place.name, caption, source=f"webvid/{video}")
+    yield Entry(video, pair, place.path, url=place.url)
 
 
 def _clip(
-    root: Path, video: str, number: int, caption: str, span: tuple[float, float], licence: str, scores: dict[str, Any]
+    videos: Videos,
+    clip: tuple[str, int, str],
+    caption: str,
+    span: tuple[float, float],
+    licence: str,
+    scores: dict[str, Any],
 ) -> Entry:
-    """A clip of a YouTube video: of the whole source, or a file that holds this clip alone."""
-    whole = _whole(root, video)
+    """A clip (video, number, URL of the video): of the whole source, or a file that holds this clip alone."""
+    video, number, link = clip
+    name, key = f"{video}.{number}", f"{video}-{number:04d}"
+    start: float
+    end: float | None
     start, end = span
-    key = f"{video}-{number:04d}"
-    if not whole.there and (root / _find(root, f"{video}.{number}")).exists():
-        file, scores = _find(root, f"{video}.{number}"), scores | {"source_start": start, "source_end": end}
-        pair = Pair(key, file, caption, source=whole.source, licence=licence)
-        return Entry(f"{video}.{number}", pair, inside(root, file), scores=scores)
-    pair = Pair(key, whole.file, caption, source=whole.source, licence=licence)
-    return Entry(f"{video}.{number}", pair, whole.path, start=start, end=end, scores=scores)
+    whole = _whole(videos, video)
+    alone = "" if whole.there else _find(videos, name)
+    try:
+        if alone and videos.holds(alone):
+            scores, start, end = scores | {"source_start": start, "source_end": end}, 0.0, None
+            place = videos.place(alone)
+        elif videos.linked and not whole.there:
+            place = linked_place(link)
+        else:
+            place = whole.place or videos.place(whole.file)
+    except RefusedError as refused:
+        return Entry(name, reason=refused.reason, detail=refused.detail)
+    pair = Pair(key, place.name, caption, source=whole.source, licence=licence)
+    return Entry(name, pair, place.path, start=start, end=end, scores=scores, url=place.url)
 
 
 class _Whole(NamedTuple):
-    """The file of a whole source: its name and real path, and whether it is there."""
+    """The file of a whole source: its name, whether it is there, and where it is or would be."""
 
     file: str
-    path: Path
     there: bool
+    place: Place | None
     source: str
 
 
 @lru_cache(maxsize=4096)
-def _whole(root: Path, video: str) -> _Whole:
+def _whole(videos: Videos, video: str) -> _Whole:
     """Looked up once for the clips of a video: they are many, and mostly stand together."""
-    file = _find(root, video)
-    return _Whole(file, inside(root, file), (root / file).exists(), f"youtube/{video}")
+    file = _find(videos, video)
+    there = videos.holds(file)
+    try:
+        place = videos.place(file)
+    except RefusedError:
+        if there:
+            raise
+        place = None  # each clip says so itself
+    return _Whole(file, there, place, f"youtube/{video}")
 
 
-def _find(root: Path, stem: str) -> str:
-    return next((stem + suffix for suffix in SUFFIXES if (root / (stem + suffix)).exists()), stem + SUFFIXES[0])
+def _find(videos: Videos, stem: str) -> str:
+    return next((stem + suffix for suffix in SUFFIXES if videos.holds(stem + suffix)), stem + SUFFIXES[0])
 
 
 def _identity(value: Any) -> str:

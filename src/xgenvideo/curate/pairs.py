@@ -25,6 +25,7 @@ VIDEO_SUFFIXES = frozenset(
 class Entry:
     """One input: `pair` and `path` (real, inside the folder), or the `reason` why it is not used, with its step.
 
+    `url`: where its video is fetched from when it is not here. http and https may come from a listing, others do not.
     `start`, `end`: the clip's seconds in its video file, None for the end of the file. `scores`: the publisher's.
     """
 
@@ -37,6 +38,7 @@ class Entry:
     end: float | None = None
     scores: dict[str, Any] = field(default_factory=dict)
     step: str = "read"
+    url: str | None = None
 
 
 class RefusedError(Exception):

@@ -42,7 +42,7 @@ def curate_part(
     part: Part,
     settings: CurateSettings | None = None,
     progress: Progress | None = None,
-    videos: Path | None = None,
+    videos: Path | str | None = None,
     work: Path | None = None,
 ) -> PartSummary:
     """Decode and score the units of one part of `source`; arguments and errors as `curate` has them.
@@ -52,7 +52,7 @@ def curate_part(
     """
     settings = settings or CurateSettings()
     folder, name = work_folder(Path(out), work), f"{part.number}/{part.count}"
-    entries = read_source(Path(source), videos, settings.preset, folder / "unpacked")
+    entries = read_source(Path(source), videos, settings.preset, folder / "unpacked", settings.download != "off")
     with Workplace(folder, settings, progress, part.suffix) as place:
         if settings.split_shots:
             for some in part.of(entries, settings.unit_pairs):

@@ -47,10 +47,11 @@ def judge_safeties(items: list[Item], work: Workplace) -> None:
         work.safety.put(content, {"unsafe": round(value, 4)})
 
     @cache
-    def hashed(path: Path) -> str | None:
-        return content_hash(path)
+    def hashed(path: Path, fetched: bool) -> str | None:
+        return path.stem if fetched else content_hash(path)  # a fetched file may have been removed again
 
     for item in items:
-        file_hash = hashed(item.entry.path) if blocked and item.entry.path is not None else None
+        entry = item.entry
+        file_hash = hashed(entry.path, entry.url is not None) if blocked and entry.path is not None else None
         unsafe = work.safety[str(item.content)]["unsafe"]
         item.decisions.append(judge_safety(file_hash, unsafe, blocked, settings))

@@ -63,13 +63,14 @@ def curate(
     out: Path,
     settings: CurateSettings | None = None,
     progress: Progress | None = None,
-    videos: Path | None = None,
+    videos: Path | str | None = None,
     work: Path | None = None,
 ) -> CurateSummary:
     """Turn the raw folder or listing `source` into the dataset `out`, with audit.jsonl, report.html and tokenizer.json.
 
-    `videos` is the folder that a listing's videos lie in; by default the listing's own. `work` keeps scores and decoded
-    clips, by default `OUT.work`: given that of an earlier run, other thresholds are applied without decoding again.
+    `videos` is the folder that a listing's videos lie in, or its URL in an object store; by default the listing's own.
+    `work` keeps scores and decoded clips, by default `OUT.work`: given that of an earlier run, other thresholds are
+    applied without decoding again.
     Every input ends as kept or with one reason code. `progress(stage, done, total)` is called as it goes. Raises
     DataError for a folder that cannot be read or an `out` that holds something else, MissingExtra for a step whose
     package is not installed.
@@ -77,7 +78,7 @@ def curate(
     settings = settings or CurateSettings()
     source, out = Path(source), Path(out)
     folder = work_folder(out, work)
-    entries = read_source(source, videos, settings.preset, folder / "unpacked")
+    entries = read_source(source, videos, settings.preset, folder / "unpacked", settings.download != "off")
     items = [Item(number, entry) for number, entry in enumerate(entries)]
     signature = _signature(items, settings)
     finished = _finished(out, signature)
@@ -186,8 +187,9 @@ def _summary(items: list[Item], out: Path, signature: str, timings: dict[str, fl
 def _funnel(items: list[Item]) -> dict[str, int]:
     """How many inputs are left after each step."""
     left, funnel = len(items), {"inputs": len(items)}
+    far = any(item.entry.url is not None for item in items)
     lost = Counter(item.lost_at for item in items if not item.kept)
-    for step in FUNNEL:
+    for step in FUNNEL if far else filter("download".__ne__, FUNNEL):
         left -= lost[step]
         funnel[step] = left
     return funnel

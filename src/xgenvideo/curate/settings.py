@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,13 @@ from xgenvideo.errors import ConfigError
 
 PRESETS = ("panda-10m", "internvid-flt")
 SHOT_DETECTORS = ("light", "transnetv2")
+DOWNLOADS = ("off", "http", "yt-dlp")
+HOOK_RULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+HOST_RULE = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 STEPS = ("language", "captions", "motion", "picture", "text_overlay", "alignment", "duplicates")
+TEXTS = frozenset(
+    ("align_column", "align_model", "blocked_hashes", "download", "download_hosts", "language", "preset", "split_shots")
+)
 ALL_STEPS = (*STEPS, "safety")  # needs a package of its own, and its verdict is a matter of policy
 
 
@@ -39,6 +46,16 @@ class CurateSettings:
     unit_pairs: int = 10_000
     unit_memory_mb: int = 8192
     unit_seconds: float = 1800.0
+    # Videos that are not there: "off", or how a listing's URL is fetched: "http", "yt-dlp", or your "module:function".
+    # Only from these hosts, with commas between them ("*.example.com": all below one). Sections (yt-dlp and ffmpeg):
+    # the clips alone instead of whole videos. What was fetched is kept, or removed when its unit is done.
+    download: str = "off"
+    download_hosts: str = ""
+    max_download_mb: float = 2000.0
+    download_seconds: float = 900.0
+    download_workers: int = 4
+    download_sections: bool = False
+    keep_downloads: bool = True
     # Shots: "" leaves clips whole, so that one with a cut inside is dropped as joined; "light" and "transnetv2" make a
     # clip of every shot, 2 to 60 seconds long (what Panda-70M and InternVid keep, arXiv 2402.19479 and 2307.06942).
     split_shots: str = ""
@@ -133,6 +150,7 @@ class CurateSettings:
             raise ConfigError("curate.preset", self.preset, "is not the name of a published subset", PRESETS)
         if self.split_shots and self.split_shots not in SHOT_DETECTORS:
             raise ConfigError("curate.split_shots", self.split_shots, "is no way to find shots", SHOT_DETECTORS)
+        self._check_download()
         if self.align_model and self.align_column:
             raise ConfigError("curate.align_column", self.align_column, "cannot be asked beside curate.align_model")
         if not 0 < self.min_clip_seconds < self.max_clip_seconds:
@@ -141,9 +159,38 @@ class CurateSettings:
         if not 0 <= self.heldout_share < 1:
             raise ConfigError("curate.heldout_share", self.heldout_share, "must be at least 0 and below 1")
         whole = ("max_frames", "short_side", "decode_memory_mb", "unit_pairs", "unit_memory_mb", "vocabulary")
-        for name in ("fps", "decode_seconds", "unit_seconds", *whole):
+        downloads = ("max_download_mb", "download_seconds", "download_workers")
+        for name in ("fps", "decode_seconds", "unit_seconds", *whole, *downloads):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"curate.{name}", getattr(self, name), "must be over 0")
+
+    def _check_download(self) -> None:
+        if self.download not in DOWNLOADS and not HOOK_RULE.fullmatch(self.download):
+            rule = "is no way to fetch a video, nor the module:function of one of yours"
+            raise ConfigError("curate.download", self.download, rule, DOWNLOADS)
+        for host in self.hosts:
+            if not HOST_RULE.fullmatch(host):
+                rule = "is no name of a host; write www.example.com, or *.example.com for every host below"
+                raise ConfigError("curate.download_hosts", host, rule)
+        if self.download != "off" and not self.hosts:
+            raise ConfigError(
+                "curate.download_hosts", "", f"must name the hosts that curate.download={self.download} asks"
+            )
+        if self.download_sections and (self.download != "yt-dlp" or self.split_shots):
+            rule = "needs curate.download=yt-dlp, and no curate.split_shots, which looks through whole videos"
+            raise ConfigError("curate.download_sections", True, rule)
+        if self.download != "off" and self.download_seconds >= self.unit_seconds:
+            why = f"must be below curate.unit_seconds ({self.unit_seconds:g}), after which a silent unit is given up"
+            raise ConfigError("curate.download_seconds", self.download_seconds, why)
+        if self.split_shots and not self.keep_downloads:
+            raise ConfigError(
+                "curate.keep_downloads", False, "must be true with curate.split_shots: videos are read twice"
+            )
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The hosts that may be asked."""
+        return tuple(filter(None, (host.strip().lower() for host in self.download_hosts.split(","))))
 
     @property
     def processes(self) -> int:
@@ -177,11 +224,7 @@ def settings_from(assignments: list[str], preset: str = "") -> CurateSettings:
         if field == "steps":
             steps = tuple(filter(None, text.split(",")))
         else:
-            values[field] = (
-                _plain(text)
-                if field not in ("language", "preset", "split_shots", "align_model", "align_column", "blocked_hashes")
-                else text
-            )
+            values[field] = text if field in TEXTS else _plain(text)
     settings: CurateSettings = from_dict(values, CurateSettings, "curate.")
     return dataclasses.replace(settings, steps=steps)
 

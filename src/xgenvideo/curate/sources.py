@@ -8,6 +8,7 @@ from pathlib import Path
 
 from xgenvideo.curate.listings import read_csv, read_jsonl
 from xgenvideo.curate.pairs import Entry, read_entries, refuse_repeated
+from xgenvideo.curate.places import videos_at
 from xgenvideo.curate.tars import read_tars
 from xgenvideo.errors import DataError
 
@@ -29,9 +30,13 @@ SUBSETS = {
 }
 
 
-def read_source(source: Path, videos: Path | None, preset: str, unpacked: Path) -> list[Entry]:
+def read_source(
+    source: Path, videos: Path | str | None, preset: str, unpacked: Path, linked: bool = False
+) -> list[Entry]:
     """All inputs of a source in order. `videos`: where a listing's files are; `unpacked`: where tars' videos are put.
 
+    `videos` is a local folder or one of an object store (s3://bucket/folder); `linked`: a video that is not in it has
+    the URL that the listing gives.
     Raises DataError when the source itself cannot be read, or has none of the scores that the preset chooses by.
     """
     source = Path(source)
@@ -41,11 +46,8 @@ def read_source(source: Path, videos: Path | None, preset: str, unpacked: Path) 
     if tars:
         entries = list(refuse_repeated(read_tars(tars, unpacked)))
     elif source.is_file():
-        root = Path(videos or source.parent).resolve()
-        if not root.is_dir():
-            raise DataError(f"{root}: is not a folder; give the folder that holds the videos of {source.name}")
         reader = read_csv if source.suffix == ".csv" else read_jsonl
-        entries = list(refuse_repeated(reader(source, root)))
+        entries = list(refuse_repeated(reader(source, videos_at(videos or source.parent, linked))))
     else:
         entries = read_entries(source)
     if not entries:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from xgenvideo.curate.fetched import Wish, bring, place_of
 from xgenvideo.curate.pairs import Entry
 from xgenvideo.curate.settings import CurateSettings
 from xgenvideo.curate.shots import Shot, ShotModel, find_shots
-from xgenvideo.curate.stages import Workplace
+from xgenvideo.curate.stages import TRANSIENT, Workplace
 from xgenvideo.curate.workers import DecodePool
 
 
@@ -22,10 +23,9 @@ def scan_shots(entries: Iterable[Entry], work: Workplace) -> None:
     folder = work.folder / "scans"
     folder.mkdir(exist_ok=True)
     jobs = {
-        name: {"path": str(entry.path), "out": str(folder / f"{name[:32]}.npz"), "start": entry.start,
+        name: {"path": str(path), "out": str(folder / f"{name[:32]}.npz"), "start": entry.start,
                "end": entry.end, "max_seconds": settings.max_scan_seconds}
-        for entry in entries
-        if (name := _scan_name(entry)) is not None and name not in work.shots
+        for name, entry, path in _files([entry for entry in entries if not_scanned([entry], work)], work)
     }  # fmt: skip
     model = ShotModel() if jobs and settings.split_shots == "transnetv2" else None
     processes = min(settings.processes, max(1, len(jobs)))
@@ -40,6 +40,20 @@ def scan_shots(entries: Iterable[Entry], work: Workplace) -> None:
             path.unlink()
             found = find_shots(frames, times, answer["seconds"], model.chances(frames) if model else None)
             work.shots.put(name, {"shots": found})
+
+
+def _files(entries: list[Entry], work: Workplace) -> Iterator[tuple[str, Entry, Path]]:
+    """The name, entry and file of inputs to look through; those that cannot be had are noted as without shots."""
+    notes = bring([Wish(entry.url) for entry in entries if entry.url is not None], work)
+    for entry in entries:
+        name, note = _scan_name(entry), notes.get(Wish(entry.url)) if entry.url is not None else None
+        assert name is not None, f"{entry.name} has no video"
+        if note is not None and "reason" not in note:
+            yield name, entry, place_of(note, work)
+        elif entry.path is not None:
+            yield name, entry, entry.path
+        elif note is not None and note["reason"] not in TRANSIENT:
+            work.shots.put(name, {"shots": [], "reason": note["reason"]})
 
 
 def not_scanned(entries: Iterable[Entry], work: Workplace) -> int:
@@ -59,7 +73,9 @@ def split_shots(entries: Iterable[Entry], work: Workplace) -> Iterator[Entry]:
 
 
 def _scan_name(entry: Entry) -> str | None:
-    """What an input is known by before anything is read of it: its file's size and time, and the clip's times."""
+    """What an input is known by before anything is read of it: its file's size and time or its URL, and its times."""
+    if entry.url is not None and entry.reason is None:
+        return hashlib.sha256(json.dumps([entry.name, entry.url, entry.start, entry.end]).encode()).hexdigest()
     if entry.path is None or not entry.path.is_file():
         return None
     status = entry.path.stat()

@@ -23,10 +23,11 @@ from xgenvideo.curate.workers import DecodePool
 from xgenvideo.errors import DataError
 
 # Raised when a step's code gives other scores: stored ones are then made again.
-VERSIONS = {"decode": "4", "text_overlay": "1", "semantic": "1", "shots": "2", "safety": "1"}
+VERSIONS = {"download": "1", "decode": "4", "text_overlay": "1", "semantic": "1", "shots": "2", "safety": "1"}
 MEASURED = frozenset({"motion", "picture", "text", "marks", "colours"})  # facts that a step judges and reports itself
 SAMPLING = ("fps", "max_frames", "short_side", "jpeg_quality", "crop_bars")
-TRANSIENT = frozenset({"decode_timeout", "decoder_crashed"})  # tried again by the next run
+# Tried again by the next run.
+TRANSIENT = frozenset({"decode_timeout", "decoder_crashed", "download_timeout", "download_unreachable"})
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -74,7 +75,9 @@ class Item:
     def failed(self) -> bool:
         """Whether it could not be read or decoded, as opposed to judged."""
         crashed = self.reason is not None and self.reason.startswith("crashed_")
-        return crashed or self.lost_at == "read" or (self.lost_at == "decode" and self.reason != "too_short")
+        return (
+            crashed or self.lost_at in ("read", "download") or (self.lost_at == "decode" and self.reason != "too_short")
+        )
 
     def forget_measures(self) -> None:
         """Let go of the facts that every step has judged: they are in the store, and large."""
@@ -114,6 +117,7 @@ class Workplace:
         self.clips = folder / "clips"
         self.clips.mkdir(parents=True, exist_ok=True)
         s = settings
+        self.downloads = self._store("download", "")
         self.decoded = self._store("decode", s.signature(*SAMPLING))
         self.texts = self._store(
             "text_overlay", s.signature("ocr_frames", "ocr_side", "min_text_score", "min_text_letters") + "+" +
@@ -133,7 +137,7 @@ class Workplace:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for store in (self.decoded, self.texts, self.shots, self.safety, self.semantics):
+        for store in (self.downloads, self.decoded, self.texts, self.shots, self.safety, self.semantics):
             store.close()
 
     @contextmanager
@@ -148,6 +152,10 @@ class Workplace:
     def clip_path(self, content: str) -> Path:
         """Where the decoded clip of a content hash lies; other sampling settings give another file."""
         return self.clips / f"{content[:32]}-{self.decoded.version.rpartition('-')[2]}.npz"
+
+    def has_clip(self, content: str) -> bool:
+        """Whether a content was decoded, with or without success, and its clip is there."""
+        return content in self.decoded and ("frames" not in self.decoded[content] or self.clip_path(content).exists())
 
     def read_clip(self, content: str) -> Clip:
         """The decoded clip of a content hash."""
@@ -208,10 +216,9 @@ def decode(items: list[Item], work: Workplace) -> None:
         if item.content is None:
             item.decisions.append(Decision("decode", "missing_file", detail="no such file in the folder"))
             continue
-        stored = item.content in work.decoded
-        if stored and "frames" in work.decoded[item.content] and not work.clip_path(item.content).exists():
+        stored = work.has_clip(item.content)
+        if not stored:
             work.decoded.forget(item.content)
-            stored = False
         if not stored and item.content not in jobs:
             out = str(work.clip_path(item.content))
             sampling = {name: getattr(settings, name) for name in SAMPLING}

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 
 from xgenvideo.curate import stages
+from xgenvideo.curate.fetched import download
 from xgenvideo.curate.meaning import judge_alignments
 from xgenvideo.curate.quality import judge_captions, judge_pictures, judge_safeties
 from xgenvideo.curate.stages import Item, Workplace
@@ -13,6 +14,7 @@ Step = tuple[str, Callable[[list[Item], Workplace], None]]
 OF_RECORDS: tuple[Step, ...] = (("language", stages.judge_languages), ("captions", judge_captions))
 # Each input by itself: decoders and models, and what they find.
 OF_CLIPS: tuple[Step, ...] = (
+    ("download", download),
     ("decode", stages.decode),
     ("motion", stages.judge_motions),
     ("picture", judge_pictures),
@@ -28,9 +30,9 @@ FUNNEL = ("read", "select", "shots", *(name for name, _ in OF_RECORDS + OF_CLIPS
 def judge(
     items: list[Item], work: Workplace, steps: Iterable[Step], begin: Callable[[str], None] = lambda step: None
 ) -> None:
-    """Run those of the steps that the settings name, and decoding; `begin(step)` is called before each."""
+    """Run those of the steps that the settings name, downloads and decoding; `begin(step)` is called before each."""
     for name, step in steps:
-        if name == "decode" or name in work.settings.steps:
+        if name in ("download", "decode") or name in work.settings.steps:
             begin(name)
             with work.timed(name):
                 step([item for item in items if item.kept], work)

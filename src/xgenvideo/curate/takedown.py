@@ -89,6 +89,7 @@ def forget(folder: Path, source: str) -> Forgotten:
     contents = {str(line["content"]) for line in theirs if line.get("content")}
     # Before the exchange: a kill between them must not leave pictures that no audit line leads to any more.
     clips = _forget_work(work, contents)
+    _forget_fetched(work, {str(line["video"]) for line in theirs if line.get("video")})
     fresh = folder.with_name(f"{folder.name}.forget-{secrets.token_hex(4)}")
     write_dataset(fresh, _others(dataset, source), dataset.card)
     after = open_dataset(fresh).fingerprint
@@ -168,6 +169,19 @@ def _forget_work(work: Path, contents: set[str]) -> int:
         lines = store.read_text(encoding="utf-8").splitlines(keepends=True)
         _write(store, "".join(line for line in lines if line.endswith("\n") and json.loads(line)["id"] not in contents))
     return len(found)
+
+
+def _forget_fetched(work: Path, urls: set[str]) -> None:
+    """Remove the videos that were fetched from these URLs, and the notes of them."""
+    for notes in (work / "scores").glob("download*.jsonl"):
+        lines = [
+            json.loads(line)
+            for line in notes.read_text(encoding="utf-8").splitlines(keepends=True)
+            if line.endswith("\n")
+        ]
+        for note in (line["scores"] for line in lines if line["scores"]["url"] in urls):
+            (work / "fetched" / f"{note.get('sha256')}.video").unlink(missing_ok=True)
+        _write(notes, "".join(json.dumps(line) + "\n" for line in lines if line["scores"]["url"] not in urls))
 
 
 def _write(path: Path, text: str) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, BinaryIO
 
+from xgenvideo.curate.fetched import discard
 from xgenvideo.curate.stages import TRANSIENT, Item, Workplace
 from xgenvideo.curate.steps import OF_CLIPS, judge
 from xgenvideo.curate.units import Job
@@ -26,6 +27,8 @@ def work_unit(job: Job, tell: Tell) -> dict[str, Any]:
     items = [Item(number, entry) for number, entry in enumerate(job.entries)]
     with Workplace(job.folder, job.settings, lambda *progress: tell({"progress": progress}), job.part) as work:
         judge(items, work, OF_CLIPS, lambda step: tell({"step": step, "seconds": work.seconds}))
+        if not job.settings.keep_downloads:
+            discard(items, work)
     return {"seconds": work.seconds, "outcomes": [_outcome(item) for item in items]}
 
 

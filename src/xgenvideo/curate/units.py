@@ -258,11 +258,12 @@ class Ledger:
         return record if whole and len(record["outcomes"]) == len(unit) else None
 
     def write(self, unit: Sequence[Item], worked: dict[str, Any]) -> None:
-        """Record a finished unit, in one rename. One with a decoder's crash or time-out is not: it is tried again."""
+        """Record a finished unit, in one rename. One with a decoder's crash, a silent host or a time-out is not: it is
+        tried again.
+        """
         outcomes, seconds = worked["outcomes"], worked["seconds"]
-        if any(
-            outcome.get("step") == "decode" and not outcome["reason"].startswith("crashed_") for outcome in outcomes
-        ):
+        again = [outcome for outcome in outcomes if outcome.get("step") in ("download", "decode")]
+        if not all(outcome["reason"].startswith("crashed_") for outcome in again):
             return
         given = describe(unit)
         reasons = Counter(str(outcome["reason"]) for outcome in outcomes if outcome["reason"] is not None)
