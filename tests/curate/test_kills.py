@@ -97,13 +97,13 @@ def test_fifty_seeded_kills_lose_nothing_and_repeat_nothing(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_thousand_damaged_files_each_end_with_a_reason(tmp_path: Path) -> None:
-    outcomes, restarts = fuzz(tmp_path, 1000, seed=0)
+def test_ten_thousand_damaged_files_each_end_with_a_reason(tmp_path: Path) -> None:
+    outcomes, restarts = fuzz(tmp_path, 10_000, seed=0)
     print(f"\n{dict(outcomes)}, {restarts} decoders started again")
-    assert outcomes.total() == 1000
+    assert outcomes.total() == 10_000
     assert outcomes["decoder_crashed"] == outcomes["decode_timeout"] == 0
     assert len(outcomes) > 3
-    assert outcomes["decoded"] < 1000
+    assert outcomes["decoded"] < 10_000
 
 
 def test_a_few_damaged_files_each_end_with_a_reason(tmp_path: Path) -> None:
