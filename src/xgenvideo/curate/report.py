@@ -1,4 +1,6 @@
-"""The report page: a funnel, distributions of scores, and pictures of what was kept and what was dropped and why."""
+"""The report page: a funnel with what each step took, distributions of scores with thresholds to try, and pictures of
+what was kept and what was dropped and why.
+"""
 
 import base64
 from collections.abc import Callable, Iterable
@@ -35,11 +37,25 @@ def write_report(
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     source = resources.files("xgenvideo.curate").joinpath("report.html.jinja").read_text(encoding="utf-8")
     page = environment.from_string(source).render(
-        summary=summary, groups=shown, charts=_charts(items, settings), settings=settings.to_dict()
+        summary=summary,
+        steps=_steps(summary),
+        groups=shown,
+        charts=_charts(items, settings),
+        settings=settings.to_dict(),
     )
     temporary = path.with_name(path.name + ".part")
     temporary.write_text(page, encoding="utf-8")
     temporary.replace(path)
+
+
+def _steps(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of each step of the funnel: inputs left, processor seconds over all processes, inputs a second of one core."""
+    steps, came = [], summary["pairs_in"]
+    for name, left in summary["funnel"].items():
+        seconds = summary["timings"].get(name)
+        steps.append({"name": name, "left": left, "seconds": seconds, "rate": came / seconds if seconds else None})
+        came = left
+    return steps
 
 
 def _spread(members: list[Item], settings: CurateSettings) -> list[Item]:
@@ -82,25 +98,29 @@ def _strip(clip: Clip) -> str:
 
 def _charts(items: list[Item], settings: CurateSettings) -> list[dict[str, Any]]:
     """Histograms of the main scores, kept and dropped apart, with the threshold where there is one."""
-    wanted: tuple[tuple[str, str, str, float | None], ...] = (
-        ("length, seconds", "decode", "seconds", settings.min_seconds),
-        ("words of the caption", "language", "words", settings.min_caption_words),
-        ("chance of the language", "language", "language_score", settings.min_language_score),
-        ("largest change of a block, levels", "motion", "change", settings.min_change),
-        ("share changed at the worst boundary", "motion", "cut", settings.cut_change),
-        ("strokes like text", "text_overlay", "strokes", settings.min_strokes),
-        ("share of the frame under overlays", "text_overlay", "watermark_density", settings.max_watermark_density),
-        ("sharpness, levels squared", "picture", "sharpness", settings.min_sharpness),
-        ("black bars, share of the frame", "picture", "bars", settings.max_bars),
-        ("alignment", "alignment", "semantic", settings.min_alignment),
+    alignment = "min_align_score" if settings.align_model or settings.align_column else "min_semantic_score"
+    # Title, step, score, its setting, and on which side of that an input is kept; "" where that decides nothing alone.
+    wanted: tuple[tuple[str, str, str, str, str], ...] = (
+        ("length, seconds", "decode", "seconds", "min_seconds", "above"),
+        ("words of the caption", "language", "words", "min_caption_words", "above"),
+        ("chance of the language", "language", "language_score", "min_language_score", "above"),
+        ("largest change of a block, levels", "motion", "change", "min_change", "above"),
+        ("share changed at the worst boundary", "motion", "cut", "cut_change", ""),
+        ("strokes like text", "text_overlay", "strokes", "min_strokes", ""),
+        ("share of the frame under overlays", "text_overlay", "watermark_density", "max_watermark_density", "below"),
+        ("sharpness, levels squared", "picture", "sharpness", "min_sharpness", "above"),
+        ("black bars, share of the frame", "picture", "bars", "max_bars", "below"),
+        ("alignment", "alignment", "semantic", alignment, "above"),
     )
     charts = []
-    for title, step, score, threshold in wanted:
+    for title, step, score, setting, keeps in wanted:
         values = [(_score(item, step, score), item.kept) for item in items]
         kept = [value for value, keep in values if value is not None and keep]
         dropped = [value for value, keep in values if value is not None and not keep]
         if kept or dropped:
-            charts.append({"title": title, "threshold": threshold, **_histogram(kept, dropped, threshold)})
+            threshold = getattr(settings, setting)
+            about = {"title": title, "setting": setting, "keeps": keeps, "whole": isinstance(threshold, int)}
+            charts.append(about | _histogram(kept, dropped, threshold))
     return charts
 
 
@@ -109,13 +129,16 @@ def _score(item: Item, step: str, name: str) -> float | None:
     return next((float(value) for value in found if value is not None), None)
 
 
-def _histogram(kept: list[float], dropped: list[float], threshold: float | None) -> dict[str, Any]:
-    """Bars of heights 0-100 for a stacked histogram, and where the threshold is (0-100 across, None outside)."""
+def _histogram(kept: list[float], dropped: list[float], threshold: float) -> dict[str, Any]:
+    """Bars of heights 0-100 for a stacked histogram, how many inputs each has, and where the threshold is (0-100
+    across, None outside).
+    """
     everything = np.array(kept + dropped)
     low, high = float(everything.min()), float(everything.max())
     high = high if high > low else low + 1
     counts = [np.histogram(values, BINS, (low, high))[0] for values in (kept, dropped)]
     most = max(1, int((counts[0] + counts[1]).max()))
     bars = [(round(100 * k / most, 1), round(100 * d / most, 1)) for k, d in zip(*counts, strict=True)]
-    at = None if threshold is None or not low <= threshold <= high else 100 * (threshold - low) / (high - low)
-    return {"bars": bars, "low": f"{low:.3g}", "high": f"{high:.3g}", "at": at, "count": len(everything)}
+    at = 100 * (threshold - low) / (high - low) if low <= threshold <= high else None
+    spans = {"low": f"{low:.3g}", "high": f"{high:.3g}", "from": low, "to": high}
+    return {"bars": bars, "counts": (counts[0] + counts[1]).tolist(), "at": at, "count": len(everything), **spans}

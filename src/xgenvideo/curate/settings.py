@@ -197,11 +197,6 @@ class CurateSettings:
         """Child processes that decode."""
         return self.workers or len(os.sched_getaffinity(0))
 
-    @property
-    def min_alignment(self) -> float:
-        """The threshold of the judge of alignment that speaks."""
-        return self.min_align_score if self.align_model or self.align_column else self.min_semantic_score
-
     def signature(self, *names: str) -> str:
         """Short hash of the named settings: scores made under others are not reused."""
         values = {name: getattr(self, name) for name in names or [f.name for f in dataclasses.fields(self)]}
