@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: bench-data bench-curation-scale setup demo planner-report parity chaos test check bench bench-startup bench-first-step bench-quality bench-gpu bench-step bench-frames bench-checkpoints bench-infer bench-placement lock format clean
+.PHONY: bench-data bench-curation-scale bench-curation-clips setup demo planner-report parity chaos test check bench bench-startup bench-first-step bench-quality bench-gpu bench-step bench-frames bench-checkpoints bench-infer bench-placement lock format clean
 
 setup: $(STAMP)
 
@@ -77,6 +77,10 @@ bench-data: $(STAMP)
 # A listing of a million clips without pixels through curation's bookkeeping; about seven minutes.
 bench-curation-scale: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python bench/curation_scale.py $(ARGS)
+
+# 50,000 generated clips with pixels through all of curation, over an hour: make bench-curation-clips FOLDER=/tmp/clips
+bench-curation-clips: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python bench/curation_clips.py --folder $(FOLDER) $(ARGS)
 
 bench-infer: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python bench/infer.py

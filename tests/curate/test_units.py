@@ -13,6 +13,7 @@ from xgenvideo.curate.run import curate
 from xgenvideo.curate.settings import CurateSettings
 from xgenvideo.data.dataset import open_dataset
 from xgenvideo.errors import ConfigError, DataError, MissingExtra, XGenVideoError
+from xgenvideo.plan.curation import plan_curation
 from xgenvideo.records import Pair, Question
 
 # In the classifier's place: what a frame shows decides how the process dies.
@@ -113,6 +114,21 @@ def test_a_damaged_record_is_not_believed(tmp_path: Path) -> None:
         (tmp_path / "out" / "curation.json").unlink(missing_ok=True)
         assert curate(tmp_path / "raw", tmp_path / "out", settings).dropped == whole.dropped == {}
     assert json.loads(record.read_text())["reasons"] == {}
+
+
+def test_the_planner_reads_what_a_curation_took(tmp_path: Path) -> None:
+    make_raw(tmp_path / "raw", [1, 2])
+    curate(tmp_path / "raw", tmp_path / "out", CurateSettings(steps=(), vocabulary=300, workers=1, min_seconds=0.5))
+    found = plan_curation(200, tmp_path / "out")
+    for size, files in (
+        (found.video_bytes, (tmp_path / "raw").rglob("*.mp4")),
+        (found.clip_bytes, (tmp_path / "out.work" / "clips").iterdir()),
+        (found.shard_bytes, (tmp_path / "out").glob("*.tar")),
+    ):
+        assert size == 100 * sum(path.stat().st_size for path in files)
+    decode = next(step for step in found.steps if step.name == "decode")
+    assert (decode.came, decode.left, found.inputs) == (200, 200, 200)
+    assert decode.core_hours > 0
 
 
 def test_a_child_is_told_everything(tmp_path: Path) -> None:

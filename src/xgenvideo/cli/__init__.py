@@ -138,6 +138,7 @@ def _add_plan_verbs(verb: "argparse._SubParsersAction[argparse.ArgumentParser]")
     plan.add_argument(
         "--days", type=float, metavar="D", help="given any two of the last three, the third is solved for"
     )
+    plan.add_argument("--curated", metavar="DATASET", help="plan curation by what this dataset's took")
     plan.add_argument("--timeline", metavar="FOLDER", help="simulate one step: a trace for Perfetto and a picture")
     plan.add_argument("--plots", metavar="FOLDER", help="time against GPUs and memory by stage, as SVG")
     plan.add_argument("--rows", metavar="FILE.csv", help="predict the published runs of a file instead of a recipe")

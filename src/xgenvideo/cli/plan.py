@@ -65,7 +65,7 @@ def _calibrated(parsed: argparse.Namespace, config: RunConfig) -> None:
     from xgenvideo.plan.calibration import local_step, read_calibration
     from xgenvideo.plan.flops import training_flops
 
-    for option in ("search", "compare", "epochs", "days", "timeline", "plots"):
+    for option in ("search", "compare", "epochs", "days", "timeline", "plots", "curated"):
         if getattr(parsed, option):
             raise ConfigError(f"--{option}", getattr(parsed, option), "is not worked out for a calibrated machine")
     calibration = read_calibration(Path(parsed.gpu))
@@ -130,7 +130,10 @@ def _one(parsed: argparse.Namespace, config: RunConfig, gpus: int, machine: Mach
     from xgenvideo.plan.render import render
     from xgenvideo.plan.report import to_json
 
-    report = plan_run(config, gpus, machine.cluster.gpu.name, machine)
+    curated = None if parsed.curated is None else Path(parsed.curated)
+    if curated and not config.data.pairs_expected:
+        raise ConfigError("data.pairs_expected", 0, "must say how many pairs shall be kept")
+    report = plan_run(config, gpus, machine.cluster.gpu.name, machine, curated)
     if parsed.json:
         _out(parsed, to_json(report))
     if parsed.json != "-":

@@ -101,7 +101,8 @@ def curate(
         add_up(timings, place.seconds)
         summary = _summary(items, out, signature, timings)
         write_report(out / "report.html", items, summary.to_dict(), settings, place.read_clip)
-    record = summary.to_dict() | {"settings": settings.to_dict(), "work": str(folder)}
+    sizes = _sizes(items, place, out)
+    record = summary.to_dict() | {"settings": settings.to_dict(), "work": str(folder), "bytes": sizes}
     write_whole(out / "curation.json", [json.dumps(record, indent=1)])
     return summary
 
@@ -200,6 +201,18 @@ def _signature(items: list[Item], settings: CurateSettings) -> str:
     return hashlib.sha256(f"{VERSION} {settings.signature()} {describe(items)}".encode()).hexdigest()
 
 
+def _sizes(items: list[Item], work: Workplace, out: Path) -> dict[str, int]:
+    """Bytes of the inputs' videos that lie here, of their decoded clips, and of the dataset's shards."""
+    videos = {item.entry.path for item in items if item.entry.path is not None}
+    clips = {work.clip_path(item.content) for item in items if item.content is not None}
+    counted = {"videos": videos, "clips": clips, "shards": out.glob("*.tar")}
+    return {name: sum(map(_size, paths)) for name, paths in counted.items()}
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
 def _finished(out: Path, signature: str) -> CurateSummary | None:
     """The summary of an earlier run of the same thing; refuses a folder where another one was curated."""
     record = out / "curation.json"
@@ -211,5 +224,6 @@ def _finished(out: Path, signature: str) -> CurateSummary | None:
             raise DataError(f"{out}: was curated from another input or with other settings; give a new folder")
         return None
     values.pop("settings")
-    values.pop("work", None)
+    for name in ("work", "bytes"):
+        values.pop(name, None)
     return CurateSummary(**(values | {"out": out}))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from xgenvideo.plan.curation import CORES, CurationPlan
 from xgenvideo.plan.memory import FRAGMENTATION, GIBIBYTE, RUNTIME_BYTES, RankMemory
 from xgenvideo.plan.report import Estimate, PlanReport
 from xgenvideo.plan.seed import Implied, Reading
@@ -30,6 +31,8 @@ def render(report: PlanReport) -> str:
         _traffic(report),
         _operations(report),
     ]
+    if report.curation is not None:
+        parts.append(_curation(report.curation))
     if report.seed is not None:
         parts.append(_seed(report.seed))
     parts.append(["Notes", *(f"  {note}" for note in report.notes)])
@@ -219,6 +222,27 @@ def _operations(report: PlanReport) -> list[str]:
     if report.pairs_expected:
         lines.append(f"  {report.pairs_expected:,} pairs seen once are {report.iterations_per_epoch:,} iterations")
     return lines
+
+
+def _curation(found: CurationPlan) -> list[str]:
+    rows = [("", "inputs come", "are left", "core-hours")]
+    rows += [
+        (step.name, f"{step.came:,.0f}", f"{step.left:,.0f}", f"{step.core_hours:,.0f}")
+        for step in found.steps
+        if step.core_hours >= 1
+    ]
+    asked = "; ".join(f"{name} {hours:,.0f}" for name, hours in found.core_hours_if_asked.items())
+    bytes_of = (("of videos to read", found.video_bytes), ("of decoded clips", found.clip_bytes))
+    sizes = [f"{count / 1e12:,.3g} TB {what}" for what, count in (*bytes_of, ("of shards", found.shard_bytes)) if count]
+    return [
+        f"Curation of {found.pairs:,} pairs, if {found.measured_kept} of {found.measured_inputs} are kept as of",
+        f"  {found.measured_on}",
+        *table(rows),
+        f"  {found.inputs:,.0f} inputs, {found.core_hours:,.0f} core-hours, "
+        f"{found.days():.3g} days of {CORES:,} cores; no GPU-hours; without fetching",
+        *([f"  {', '.join(sizes)}"] if sizes else []),
+        *([f"  core-hours more, where asked for: {asked}"] if asked else []),
+    ]
 
 
 def _seed(seed: Implied) -> list[str]:

@@ -3,11 +3,13 @@
 import dataclasses
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from xgenvideo.config import LayoutConfig, RunConfig, check
 from xgenvideo.errors import ConfigError
 from xgenvideo.plan.communication import Traffic, traffic
+from xgenvideo.plan.curation import CurationPlan, plan_curation
 from xgenvideo.plan.flops import Flops, training_flops
 from xgenvideo.plan.hardware import Gpu, find_gpu, usual_cluster
 from xgenvideo.plan.memory import RankMemory, memory
@@ -87,6 +89,7 @@ class PlanReport:
     pairs_expected: int
     iterations_per_epoch: int
     seed: Implied | None
+    curation: CurationPlan | None
     notes: tuple[str, ...]
 
     @property
@@ -95,11 +98,13 @@ class PlanReport:
         return all(rank.total <= self.gpu.memory_bytes for rank in self.memory)
 
 
-def plan(config: RunConfig, gpus: int, gpu: str, machine: Machine | None = None) -> PlanReport:
+def plan(
+    config: RunConfig, gpus: int, gpu: str, machine: Machine | None = None, curated: Path | None = None
+) -> PlanReport:
     """Plan `config` on `gpus` GPUs called `gpu`; its tensor and pipeline axes stay, its data axis follows the GPUs.
 
-    `machine` is one that was measured, with its own rates. Raises ConfigError for an unknown GPU, a number of GPUs that
-    the layout cannot use, or a schedule that does not fit.
+    `machine` is one that was measured, with its own rates; `curated` a dataset whose curation was measured. Raises
+    ConfigError for an unknown GPU, a number of GPUs that the layout cannot use, or a schedule that does not fit.
     """
     machine = machine or machine_of(gpu)
     config = on_gpus(config, gpus)
@@ -132,6 +137,7 @@ def plan(config: RunConfig, gpus: int, gpu: str, machine: Machine | None = None)
         pairs_expected=expected,
         iterations_per_epoch=expected // pairs,
         seed=implied(config) if expected == STATED.pairs else None,
+        curation=plan_curation(expected, curated) if expected else None,
         notes=_notes(config),
     )
 
@@ -232,4 +238,6 @@ def to_json(report: PlanReport) -> dict[str, Any]:
             entry |= {"counted": rank.counted, "total": rank.total}
     for entry, estimate in zip(values["estimates"], report.estimates, strict=True):
         entry["step"]["total"] = estimate.step.total
+    if report.curation is not None:
+        values["curation"] |= {"inputs": report.curation.inputs, "core_hours": report.curation.core_hours}
     return values
