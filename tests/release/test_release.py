@@ -23,6 +23,7 @@ from xgenvideo.models.video_lm import VideoLM, trainable_state
 from xgenvideo.models.vision import encoder_hash
 from xgenvideo.plan.parameters import parameters
 from xgenvideo.release.card import model_card
+from xgenvideo.release.check import check_fresh, check_stranger, probe_tensors
 from xgenvideo.release.export import export, portable
 from xgenvideo.release.figures import run_figures
 from xgenvideo.release.weights import in_memory, split, write_weights
@@ -54,6 +55,23 @@ def test_the_release_computes_what_the_run_does_bit_for_bit(release: Path, run: 
     assert len(list(release.glob("model-*-of-*.safetensors"))) > 2
     assert all(path.stat().st_size < 220_000 for path in release.glob("*.safetensors"))
     assert not list(release.parent.glob("*.tmp-*"))
+
+
+@pytest.mark.parametrize("spaces", [8, 24])
+def test_where_a_file_holds_the_weights_does_not_change_a_bit(
+    release: Path, small_model: VideoLM, tmp_path: Path, spaces: int
+) -> None:
+    folder = copied(release, tmp_path / "copy")
+    for shard in folder.glob("*.safetensors"):
+        content = shard.read_bytes()
+        length = int.from_bytes(content[:8], "little")
+        header = content[8 : 8 + length] + b" " * spaces
+        shard.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
+    rehash(folder)
+    expected = logits_digest(small_model)
+    assert logits_digest(load_release(folder).model) == expected
+    check_fresh(folder, expected)
+    check_stranger(folder, probe_tensors(small_model))
 
 
 def test_the_config_names_no_place_on_the_trainers_disk(release: Path, run: Path) -> None:

@@ -275,7 +275,11 @@ def _read_weights(folder: Path, description: dict[str, Any]) -> dict[str, Tensor
 
 
 def _fill(model: VideoLM, state: dict[str, Tensor], folder: Path) -> None:
-    """Put the tensors into the model, as they are: every name, every shape, nothing left over."""
+    """Put the tensors into the model, bit for bit: every name, every shape, nothing left over.
+
+    Copies, because memory mapped from a file starts where the file's header ends, and a product of a matrix and a
+    vector whose memory is not aligned may be summed in another order.
+    """
     own = {name: tensor.shape for name, tensor in model.state_dict().items()}
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     misfit = sorted(name for name in own.keys() & state.keys() if own[name] != state[name].shape)
@@ -284,4 +288,4 @@ def _fill(model: VideoLM, state: dict[str, Tensor], folder: Path) -> None:
             f"{folder}: the weights do not fit {CONFIG}: missing {missing[:5]}, unexpected {unexpected[:5]}, "
             f"of another shape {misfit[:5]}"
         )
-    model.load_state_dict(state, assign=True)
+    model.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)

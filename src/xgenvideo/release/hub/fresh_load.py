@@ -22,9 +22,12 @@ def main() -> None:
     loaded: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
     model, loading = loaded
     model.eval()
+    # Copies, as xgenvideo's own loader makes them: sums over memory that is mapped from a file may round otherwise.
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
     processors: Any = AutoProcessor
     processors.from_pretrained(folder, trust_remote_code=True)
-    given = load_file(probe)
+    given = {name: tensor.clone() for name, tensor in load_file(probe).items()}
     video = (given["frames"][:, None], given["pts"][:, None], torch.ones_like(given["pts"][:, None]))
     with torch.inference_mode():
         found = {
