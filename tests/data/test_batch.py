@@ -1,13 +1,14 @@
 """Frames and batches: real pictures, padding that is marked and never repeated, shapes that are checked."""
 
 import dataclasses
+import pickle
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from xgenvideo.data.batch import Batch, Example, collate
+from xgenvideo.data.batch import Batch, Example, collate, memory
 from xgenvideo.data.frames import decode_frames, fit_square
 from xgenvideo.data.text import pack, texts
 from xgenvideo.data.tokenizer import train_tokenizer
@@ -128,6 +129,41 @@ def test_microbatches_are_the_batch_in_parts(examples: list[Example]) -> None:
     assert [part.position for part in parts] == [8, 11]
     assert torch.equal(torch.cat([part.tokens for part in parts]), batch.tokens)
     assert sum((part.keys for part in parts), ()) == batch.keys
+
+
+class Features(torch.utils.data.Dataset[Batch]):
+    """Batches with features in bf16, the type that NumPy lacks, made by the process that is asked for one."""
+
+    def __init__(self, batch: Batch, pairs: int) -> None:
+        self.batch, self.pairs = batch, pairs
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Batch:
+        features = memory((*self.batch.pts.shape, 4, self.pairs), torch.bfloat16)
+        features.copy_(torch.arange(features.numel()).reshape(features.shape) % 251 + index)
+        return dataclasses.replace(self.batch, frames=None, features=features)
+
+
+@pytest.mark.parametrize("width", [1, 4096])
+def test_a_batch_crosses_to_another_process_whole(examples: list[Example], width: int) -> None:
+    made = Features(collate(examples, 16), width)
+    received = list(torch.utils.data.DataLoader(made, batch_size=None, num_workers=2))
+    for index, batch in enumerate([*received, pickle.loads(pickle.dumps(made[1]))]):
+        expected = made[min(index, 1)]
+        assert batch.keys == expected.keys
+        assert batch.position == expected.position
+        assert batch.frames is None
+        for name in ("features", "pts", "frame_mask", "tokens", "targets", "documents", "caption_end", "sees_video"):
+            found, given = getattr(batch, name), getattr(expected, name)
+            assert found.dtype == given.dtype
+            assert torch.equal(found, given), name
+        # The worker's process has ended: what it gave is still here, and may be written.
+        batch.features.zero_()
+        # The video is shared memory, the rest comes inside the message: one open file a batch.
+        assert batch.features.is_shared() == (index < 2)
+        assert not batch.tokens.is_shared()
 
 
 def test_to_moves_every_tensor(examples: list[Example]) -> None:

@@ -1,15 +1,20 @@
 """A batch of video-text pairs as tensors, and how samples become one."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from xgenvideo.data.text import PackedText
 from xgenvideo.errors import DataError
 
 FRAME_MULTIPLE = 8
+LARGE_BYTES = 2**16  # a tensor of less is copied sooner than it is shared
 
 
 @dataclass(frozen=True, repr=False)
@@ -69,6 +74,15 @@ class Batch:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Between processes each tensor is a file of its own: all but the video go as arrays, inside the message."""
+        values = {spec.name: getattr(self, spec.name) for spec in fields(self)}
+        video = {name: values.pop(name) for name in ("frames", "features")}
+        return _from_arrays, (
+            video,
+            {name: part.numpy(force=True) if isinstance(part, Tensor) else part for name, part in values.items()},
+        )
+
     def split(self, pairs: int) -> list["Batch"]:
         """The batch as microbatches of `pairs` pairs (the last one may be shorter), views of the same memory."""
         starts = range(0, len(self), pairs)
@@ -105,6 +119,24 @@ class Batch:
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name}={list(part.shape)}" for name, part in self._tensors().items())
         return f"Batch({shapes}, position={self.position})"
+
+
+def _from_arrays(video: dict[str, Any], others: dict[str, Any]) -> Batch:
+    made: dict[str, Any] = {
+        name: torch.from_numpy(part) if isinstance(part, np.ndarray) else part for name, part in others.items()
+    }
+    return Batch(**video, **made)
+
+
+def memory(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Memory for a tensor, unset. In a process of torch's DataLoader that of a large one is shared: it is handed over
+    without a copy.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size < LARGE_BYTES or get_worker_info() is None:
+        return torch.empty(tuple(shape), dtype=dtype)
+    storage = torch.UntypedStorage._new_shared(size)  # as DataLoader's own collating does
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(dtype).view(tuple(shape))
 
 
 def padded_length(longest: int, max_frames: int) -> int:
@@ -149,7 +181,9 @@ def _padded(parts: Sequence[Tensor | None], count: int, room: Tensor | None = No
     if len(present) < len(parts):
         return None
     fits = room is not None and room.shape[:2] == (len(present), count)
-    result = room if room is not None and fits else present[0].new_empty((len(present), count, *present[0].shape[1:]))
+    result = (
+        room if room is not None and fits else memory((len(present), count, *present[0].shape[1:]), present[0].dtype)
+    )
     for row, part in zip(result, present, strict=True):
         if row.data_ptr() != part.data_ptr():
             row[: len(part)] = part

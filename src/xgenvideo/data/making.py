@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xgenvideo.config import RunConfig
-from xgenvideo.data.batch import Batch, Example, collate, padded_length
+from xgenvideo.data.batch import Batch, Example, collate, memory, padded_length
 from xgenvideo.data.blend import SLOTS, blended
 from xgenvideo.data.dataset import Dataset, Row
 from xgenvideo.data.examples import read_example
@@ -120,7 +120,7 @@ class BatchMaker:
         longest = max(map(self._frames_at, range(start, end)))
         count = padded_length(min(longest, self.config.data.frames), self.config.data.frames)
         size = self.config.model.vision.image_size
-        return torch.empty((end - start, count, 3, size, size), dtype=torch.uint8)
+        return memory((end - start, count, 3, size, size), torch.uint8)
 
     def _frames_at(self, position: int) -> int:
         number, own = self.slots.at(position)

@@ -65,7 +65,10 @@ def generate(
     _check_request(clips, defect_share, processes)
     request = {"version": VERSION, "clips": clips, "seed": seed, "defect_share": defect_share}
     plan = defects.plan(clips, seed, defect_share)
-    jobs = [Job(folder, seed, index, tuple(p for p in plan.plants if p.scene == index)) for index in range(plan.scenes)]
+    plants: dict[int, list[Plant]] = {}
+    for plant in plan.plants:
+        plants.setdefault(plant.scene, []).append(plant)
+    jobs = [Job(folder, seed, index, tuple(plants.get(index, ()))) for index in range(plan.scenes)]
     pairs = [pair for job in jobs for pair in describe(job)]
     if not _complete(folder, request):
         _draw(jobs, processes)
