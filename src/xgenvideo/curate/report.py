@@ -110,6 +110,15 @@ def _charts(items: list[Item], settings: CurateSettings) -> list[dict[str, Any]]
         ("share of the frame under overlays", "text_overlay", "watermark_density", "max_watermark_density", "below"),
         ("sharpness, levels squared", "picture", "sharpness", "min_sharpness", "above"),
         ("black bars, share of the frame", "picture", "bars", "max_bars", "below"),
+        (
+            "chance of a watermark, by your model",
+            "watermark_model",
+            "watermark_chance",
+            "max_watermark_chance",
+            "below",
+        ),
+        ("aesthetic score, by your model", "aesthetic_model", "aesthetic", "min_aesthetic_model_score", "above"),
+        ("aesthetic score, the publisher's", "aesthetics", "aesthetic", "min_aesthetic_score", "above"),
         ("alignment", "alignment", "semantic", alignment, "above"),
     )
     charts = []

@@ -15,7 +15,7 @@ from typing import Any
 from xgenvideo.curate.clips import read_clip
 from xgenvideo.curate.pairs import choose_split
 from xgenvideo.curate.report import write_report
-from xgenvideo.curate.settings import CurateSettings
+from xgenvideo.curate.settings import ASKED, CurateSettings
 from xgenvideo.curate.sources import read_source
 from xgenvideo.curate.splitting import scan_shots, split_shots
 from xgenvideo.curate.stages import Item, Progress, Workplace, add_up
@@ -99,7 +99,7 @@ def curate(
         with place.timed("write"):
             _publish(items, place, out)
         add_up(timings, place.seconds)
-        summary = _summary(items, out, signature, timings)
+        summary = _summary(items, settings, out, signature, timings)
         write_report(out / "report.html", items, summary.to_dict(), settings, place.read_clip)
     sizes = _sizes(items, place, out)
     record = summary.to_dict() | {"settings": settings.to_dict(), "work": str(folder), "bytes": sizes}
@@ -169,7 +169,9 @@ def _reasons(items: list[Item]) -> dict[str, int]:
     return dict(sorted(Counter(item.reason for item in items if item.reason is not None).items()))
 
 
-def _summary(items: list[Item], out: Path, signature: str, timings: dict[str, float]) -> CurateSummary:
+def _summary(
+    items: list[Item], settings: CurateSettings, out: Path, signature: str, timings: dict[str, float]
+) -> CurateSummary:
     kept = [item for item in items if item.kept]
     shares = Counter(str(item.split) for item in kept)
     return CurateSummary(
@@ -179,18 +181,20 @@ def _summary(items: list[Item], out: Path, signature: str, timings: dict[str, fl
         pairs_failed=sum(item.failed for item in items),
         dropped=_reasons(items),
         splits=dict(sorted(shares.items())),
-        funnel=_funnel(items),
+        funnel=_funnel(items, settings),
         signature=signature,
         timings={step: round(seconds, 2) for step, seconds in timings.items()},
     )
 
 
-def _funnel(items: list[Item]) -> dict[str, int]:
+def _funnel(items: list[Item], settings: CurateSettings) -> dict[str, int]:
     """How many inputs are left after each step."""
     left, funnel = len(items), {"inputs": len(items)}
     far = any(item.entry.url is not None for item in items)
     lost = Counter(item.lost_at for item in items if not item.kept)
-    for step in FUNNEL if far else filter("download".__ne__, FUNNEL):
+    for step in FUNNEL:
+        if (step == "download" and not far) or (step in ASKED and not settings.runs(step)):
+            continue
         left -= lost[step]
         funnel[step] = left
     return funnel

@@ -18,8 +18,20 @@ HOOK_RULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 HOST_RULE = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 STEPS = ("language", "captions", "motion", "picture", "text_overlay", "alignment", "duplicates")
 TEXTS = frozenset(
-    ("align_column", "align_model", "blocked_hashes", "download", "download_hosts", "language", "preset", "split_shots")
+    (
+        *(
+            "aesthetic_label",
+            "aesthetic_model",
+            "align_column",
+            "align_model",
+            "blocked_hashes",
+            "concepts",
+            "download",
+        ),
+        *("download_hosts", "language", "preset", "split_shots", "watermark_label", "watermark_model"),
+    )
 )
+ASKED = ("aesthetics", "watermark_model", "aesthetic_model", "balance")  # each by a setting of its own
 ALL_STEPS = (*STEPS, "safety")  # needs a package of its own, and its verdict is a matter of policy
 
 
@@ -120,6 +132,17 @@ class CurateSettings:
     min_mark_present: float = 0.7  # of the frames probed: a thing of the scene that comes to rest is there for fewer
     large_mark: float = 0.045
     min_large_mark_fill: float = 0.42
+    # Judges of yours: the folder of an image classification model as transformers saves it, and which label's chance is
+    # compared (of a model with one output that itself), the mean over a few frames. An empty folder: not asked.
+    classifier_frames: int = 3
+    watermark_model: str = ""
+    watermark_label: str = "watermark"
+    max_watermark_chance: float = 0.5
+    aesthetic_model: str = ""
+    aesthetic_label: str = "aesthetic"
+    min_aesthetic_model_score: float = 0.5
+    # The publisher's own aesthetic score (InternVid's is LAION's predictor's, 1 to 10; LAION-Aesthetics begins at 4.5).
+    min_aesthetic_score: float = 0.0  # 0: not asked
     # Semantic alignment: cosine of centred class-name and caption embeddings. Of 88 real pairs none is below -0.05 (the
     # lowest is -0.03), of their captions given to other clips 29 %; at 0 it is 1 and 44 %, at 0.05 it is 3 and 59 %.
     min_semantic_score: float = -0.05
@@ -137,6 +160,11 @@ class CurateSettings:
     # Near duplicates: likeness of the worst moments and of the ground. Of copies of 88 real and 160 generated clips
     # (another encoding, a third of the size, a tenth cut off, 1.1 times the speed) 99 % have more; of other pairs none.
     min_duplicate_likeness: float = 0.64
+    # Balance: a concept that more captions say draws a share of them, and a pair that none of its concepts draws is
+    # dropped (MetaCLIP, arXiv 2309.16671; its cap is 20,000 for 400 M pairs). Concepts are phrases in a file, one a
+    # line; without it every word of the captions.
+    max_per_concept: int = 0  # 0: not balanced
+    concepts: str = ""
     # Share of sources held out where a pair does not say its split.
     heldout_share: float = 0.1
     vocabulary: int = 4096
@@ -158,6 +186,10 @@ class CurateSettings:
             raise ConfigError("curate.min_clip_seconds", self.min_clip_seconds, why)
         if not 0 <= self.heldout_share < 1:
             raise ConfigError("curate.heldout_share", self.heldout_share, "must be at least 0 and below 1")
+        if self.max_per_concept < 0 or (self.concepts and not self.max_per_concept):
+            raise ConfigError(
+                "curate.max_per_concept", self.max_per_concept, "must be over 0 where curate.concepts is set"
+            )
         whole = ("max_frames", "short_side", "decode_memory_mb", "unit_pairs", "unit_memory_mb", "vocabulary")
         downloads = ("max_download_mb", "download_seconds", "download_workers")
         for name in ("fps", "decode_seconds", "unit_seconds", *whole, *downloads):
@@ -191,6 +223,18 @@ class CurateSettings:
     def hosts(self) -> tuple[str, ...]:
         """The hosts that may be asked."""
         return tuple(filter(None, (host.strip().lower() for host in self.download_hosts.split(","))))
+
+    def runs(self, step: str) -> bool:
+        """Whether a step is on: those of `steps`, those that always are, and those that a setting of their own asks."""
+        asked = {
+            "aesthetics": self.min_aesthetic_score > 0,
+            "download": True,
+            "decode": True,
+            "watermark_model": bool(self.watermark_model),
+            "aesthetic_model": bool(self.aesthetic_model),
+            "balance": self.max_per_concept > 0,
+        }
+        return asked.get(step, step in self.steps)
 
     @property
     def processes(self) -> int:

@@ -23,11 +23,19 @@ from xgenvideo.curate.workers import DecodePool
 from xgenvideo.errors import DataError
 
 # Raised when a step's code gives other scores: stored ones are then made again.
-VERSIONS = {"download": "1", "decode": "4", "text_overlay": "1", "semantic": "1", "shots": "2", "safety": "1"}
+VERSIONS = {
+    "download": "1", "decode": "4", "text_overlay": "1", "semantic": "1", "shots": "2", "safety": "1",
+    "watermark_model": "1", "aesthetic_model": "1",
+}  # fmt: skip
 MEASURED = frozenset({"motion", "picture", "text", "marks", "colours"})  # facts that a step judges and reports itself
 SAMPLING = ("fps", "max_frames", "short_side", "jpeg_quality", "crop_bars")
 # Tried again by the next run.
 TRANSIENT = frozenset({"decode_timeout", "decoder_crashed", "download_timeout", "download_unreachable"})
+MODELS = {
+    "align_model": "a CLIP or SigLIP model or a release",
+    "watermark_model": "an image classification model",
+    "aesthetic_model": "an image classification model",
+}
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -115,8 +123,9 @@ class Workplace:
         self.folder, self.settings, self.progress, self.part = folder, settings, progress, part
         self.seconds: Seconds = defaultdict(float)
         self.clips = folder / "clips"
-        self.clips.mkdir(parents=True, exist_ok=True)
         s = settings
+        models = {name: folder_signature(getattr(s, name), name) for name in MODELS}  # before a file is opened
+        self.clips.mkdir(parents=True, exist_ok=True)
         self.downloads = self._store("download", "")
         self.decoded = self._store("decode", s.signature(*SAMPLING))
         self.texts = self._store(
@@ -125,8 +134,12 @@ class Workplace:
         )  # fmt: skip
         self.shots = self._store("shots", s.split_shots)
         self.safety = self._store("safety", s.signature("safety_frames") + "+" + self.decoded.version)
-        model = folder_signature(Path(s.align_model)) if s.align_model else ""
-        self.semantics = self._store("semantic", s.signature("alignment_frames") + model + "+" + self.decoded.version)
+        made = s.signature("alignment_frames") + models["align_model"]
+        self.semantics = self._store("semantic", made + "+" + self.decoded.version)
+        self.classified: dict[str, ScoreStore] = {}
+        for name in ("watermark_model", "aesthetic_model"):
+            label = s.signature("classifier_frames", name.replace("_model", "_label"))
+            self.classified[name] = self._store(name, f"{label}{models[name]}+{self.decoded.version}")
 
     def _store(self, step: str, signature: str) -> ScoreStore:
         return ScoreStore(self.folder / "scores", step, f"{VERSIONS[step]}-{signature}", self.part)
@@ -137,8 +150,13 @@ class Workplace:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for store in (self.downloads, self.decoded, self.texts, self.shots, self.safety, self.semantics):
+        for store in (self.downloads, self.shots, *self.of_clips):
             store.close()
+
+    @property
+    def of_clips(self) -> tuple[ScoreStore, ...]:
+        """Stores of what decoding and models found."""
+        return self.decoded, self.texts, self.safety, self.semantics, *self.classified.values()
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
@@ -179,12 +197,15 @@ def add_up(total: Seconds, seconds: dict[str, float]) -> None:
         total[step] += value
 
 
-def folder_signature(folder: Path) -> str:
-    """Short hash of the names, sizes and times of a folder's files. Raises DataError where there is no such folder."""
+def folder_signature(given: str, setting: str) -> str:
+    """Short hash of the names, sizes and times of a model's files, "" where none is given. Raises DataError where there
+    is no such folder.
+    """
+    if not given:
+        return ""
+    folder = Path(given)
     if not folder.is_dir():
-        raise DataError(
-            f"curate.align_model = {folder}: is no folder; give that of a CLIP or SigLIP model or a release"
-        )
+        raise DataError(f"curate.{setting} = {folder}: is no folder; give that of {MODELS[setting]}")
     files = sorted(
         (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in folder.iterdir() if path.is_file()
     )

@@ -5,13 +5,25 @@ from collections.abc import Callable, Iterable
 from xgenvideo.curate import stages
 from xgenvideo.curate.fetched import download
 from xgenvideo.curate.meaning import judge_alignments
-from xgenvideo.curate.quality import judge_captions, judge_pictures, judge_safeties
+from xgenvideo.curate.quality import (
+    judge_aesthetic_models,
+    judge_aesthetic_scores,
+    judge_balance,
+    judge_captions,
+    judge_pictures,
+    judge_safeties,
+    judge_watermark_models,
+)
 from xgenvideo.curate.stages import Item, Workplace
 
 Step = tuple[str, Callable[[list[Item], Workplace], None]]
 
 # By the records alone, over all inputs.
-OF_RECORDS: tuple[Step, ...] = (("language", stages.judge_languages), ("captions", judge_captions))
+OF_RECORDS: tuple[Step, ...] = (
+    ("language", stages.judge_languages),
+    ("captions", judge_captions),
+    ("aesthetics", judge_aesthetic_scores),
+)
 # Each input by itself: decoders and models, and what they find.
 OF_CLIPS: tuple[Step, ...] = (
     ("download", download),
@@ -19,20 +31,22 @@ OF_CLIPS: tuple[Step, ...] = (
     ("motion", stages.judge_motions),
     ("picture", judge_pictures),
     ("text_overlay", stages.judge_texts),
+    ("watermark_model", judge_watermark_models),
+    ("aesthetic_model", judge_aesthetic_models),
     ("safety", judge_safeties),
     ("alignment", judge_alignments),
 )
 # Clips against one another.
-OF_ALL: tuple[Step, ...] = (("duplicates", stages.judge_duplicates),)
+OF_ALL: tuple[Step, ...] = (("duplicates", stages.judge_duplicates), ("balance", judge_balance))
 FUNNEL = ("read", "select", "shots", *(name for name, _ in OF_RECORDS + OF_CLIPS + OF_ALL))
 
 
 def judge(
     items: list[Item], work: Workplace, steps: Iterable[Step], begin: Callable[[str], None] = lambda step: None
 ) -> None:
-    """Run those of the steps that the settings name, downloads and decoding; `begin(step)` is called before each."""
+    """Run those of the steps that are on; `begin(step)` is called before each."""
     for name, step in steps:
-        if name in ("download", "decode") or name in work.settings.steps:
+        if work.settings.runs(name):
             begin(name)
             with work.timed(name):
                 step([item for item in items if item.kept], work)

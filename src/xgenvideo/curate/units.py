@@ -237,8 +237,7 @@ class Ledger:
     def __init__(self, work: Workplace) -> None:
         self._folder = work.folder / "units"
         self._folder.mkdir(exist_ok=True)
-        stores = (work.decoded, work.texts, work.safety, work.semantics)
-        said = [work.settings.signature(), VERSIONS, [store.version for store in stores]]
+        said = [work.settings.signature(), VERSIONS, [store.version for store in work.of_clips]]
         self._version = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
     def _path(self, given: str) -> Path:
