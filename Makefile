@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: bench-data bench-curation-scale bench-curation-clips setup demo planner-report parity chaos test check bench bench-startup bench-first-step bench-quality bench-gpu bench-step bench-frames bench-checkpoints bench-infer bench-placement lock format clean
+.PHONY: bench-data bench-curation bench-curation-scale bench-curation-clips setup demo planner-report parity chaos test check bench bench-startup bench-first-step bench-quality bench-gpu bench-step bench-frames bench-checkpoints bench-infer bench-placement lock format clean
 
 setup: $(STAMP)
 
@@ -73,6 +73,10 @@ bench-checkpoints: $(STAMP)
 # Peers are measured where they are installed: the file says how.
 bench-data: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python bench/data.py $(ARGS)
+
+# Beside a plain loop and, where it is installed, data-juicer: the file says how.
+bench-curation: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python bench/curation.py $(ARGS)
 
 # A listing of a million clips without pixels through curation's bookkeeping; about seven minutes.
 bench-curation-scale: $(STAMP)

@@ -90,6 +90,34 @@ def data(found: Any) -> Iterator[Row]:
                 yield what, f"{side['ours_times_as_fast']:.2f} ({low:.2f} to {high:.2f})", "`make bench-data`"
 
 
+def curation(found: Any) -> Iterator[Row]:
+    """Curation beside other ways."""
+    command = "`make bench-curation`"
+    for clips, row in found["sets"].items():
+        for processes, sides in row["processes"].items():
+            where = f"{row['clips']} {clips}, {processes}"
+            for name, side in sides.items():
+                if "busy_over_ours" in side:
+                    low, high = side["busy_over_ours_spread"]
+                    what = f"curation, processor seconds of {name} over ours of comparable steps, {where}"
+                    yield what, f"{side['busy_over_ours']:.2f} ({low:.2f} to {high:.2f})", command
+                told = f"{side['processor_ms_a_clip']:.0f} ms, {side['wall_ms_a_clip']:.0f} ms, {side['peak_mb']} MB"
+                yield f"curation, {name}, processor and wall a clip, peak memory, {where}", told, command
+
+
+def curation_clips(found: Any) -> Iterator[Row]:
+    """Many clips with pixels."""
+    command, clips = "`make bench-curation-clips`", f"{found['clips']:,} generated clips"
+    yield f"{clips} curated: peak memory of all processes", f"{found['peak_mb']:,} MB", command
+    yield f"{clips} curated: processor time", f"{found['processor_seconds'] / 3600:.2f} h", command
+    for step in found["steps"]:
+        what = f"{clips} curated: inputs of `{step['step']}` a second of one core"
+        yield what, f"{step['inputs_a_second_of_a_core']:,.0f}", command
+    right, dropped, planted = (sum(d[k] for d in found["filters"].values()) for k in ("right", "dropped", "planted"))
+    rates = f"{right / dropped:.3f} and {right / planted:.3f}"
+    yield f"{clips} curated: precision and recall of all filters, {planted:,} planted defects", rates, command
+
+
 def parity(found: Any) -> Iterator[Row]:
     """Layouts against one process."""
     for dtype in ("float64", "float32"):
@@ -122,6 +150,8 @@ READERS: dict[str, Callable[[Any], Iterator[Row]]] = {
     "infer": infer,
     "placement": placement,
     "data": data,
+    "curation": curation,
+    "curation_clips": curation_clips,
     "parity": parity,
     "chaos": chaos,
     "gpu": gpu,

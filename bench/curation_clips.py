@@ -28,19 +28,19 @@ RESULTS = Path(__file__).parent / "results" / "curation_clips.json"
 XGV = Path(sys.executable).with_name("xgv")
 
 
-def run_and_watch(command: list[str]) -> dict[str, Any]:
+def run_and_watch(command: list[str], sampled_seconds: float = SAMPLED_SECONDS) -> dict[str, Any]:
     """Run a command in a session of its own: wall seconds, and the most memory of all its processes and of one, MB."""
     begun, most, largest, processes = time.monotonic(), 0.0, 0.0, 0
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     while running.poll() is None:
         each = list(memory_of_session(running.pid))
         most, largest, processes = max(most, sum(each)), max(largest, *each, 0.0), max(processes, len(each))
-        time.sleep(SAMPLED_SECONDS)
+        time.sleep(sampled_seconds)
     if running.returncode:
         raise SystemExit(f"{' '.join(command)} ended with code {running.returncode}")
     seconds = time.monotonic() - begun
     return {
-        "wall_seconds": round(seconds, 1),
+        "wall_seconds": round(seconds, 2),
         "peak_mb": round(most),
         "peak_mb_of_one_process": round(largest),
         "processes": processes,
