@@ -19,11 +19,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 
 from xgenvideo import recipes
 from xgenvideo.config import RunConfig, override
 from xgenvideo.models.decoder import CrossBlock, SelfBlock
-from xgenvideo.models.layers import rotary
+from xgenvideo.models.layers import block_mask, rotary, text_mask
 from xgenvideo.models.vision import frozen_vision, narrow_products
 from xgenvideo.parallel.fp8 import Float8Linear
 from xgenvideo.plan.flops import cross_block_flops, frame_flops, self_block_flops
@@ -31,7 +32,7 @@ from xgenvideo.plan.hardware import GPUS
 from xgenvideo.plan.memory import block_activation_bytes
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
-SELF_BLOCKS, ROUNDS, WARM_UP = 5, 10, 3
+SELF_BLOCKS, ROUNDS, WARM_UP, DOCUMENTS = 5, 10, 3, 8
 TOKENS, FRAMES, PRODUCT = (4096, 8192), 256, 8192
 
 
@@ -61,12 +62,12 @@ class Slice(nn.Module):
         self.blocks = nn.ModuleList(SelfBlock(self.local) for _ in range(SELF_BLOCKS))
         self.cross = CrossBlock(self.local, config.model.resampler.width)
 
-    def forward(self, x: Tensor, latents: Tensor, sees: Tensor) -> Tensor:
-        """x [1 T D] -> [1 T D]; one document a row."""
+    def forward(self, x: Tensor, latents: Tensor, sees: Tensor, mask: Tensor | BlockMask | None = None) -> Tensor:
+        """x [1 T D] -> [1 T D]; one document a row where there is no mask."""
         turn = rotary(torch.arange(x.shape[1], device=x.device)[None], self.local)
         x = self.cross(x, latents, sees)
         for block in self.blocks:
-            x = block(x, *turn, None)
+            x = block(x, *turn, mask)
         return x
 
     def flops(self, config: RunConfig, tokens: int) -> float:
@@ -118,8 +119,10 @@ class Bench:
         return Row(what, seconds, rate / 1e12, nominal, rate / self.measured, tokens / seconds, peak / 1e9, gigabytes)
 
 
-def layers(bench: Bench, config: RunConfig, tensor: int, tokens: int, fp8: bool) -> Row:
-    """Forward and backward of the slice."""
+def layers(bench: Bench, config: RunConfig, tensor: int, tokens: int, fp8: bool, packed: str = "") -> Row:
+    """Forward and backward of the slice; `packed`: eight documents a row, by a "dense" mask or by "flex" blocks, made
+    anew each time. FLOPs are those of one document, so that rows compare.
+    """
     part = Slice(config, tensor).to(bench.device, torch.bfloat16)
     if fp8:
         for module in part.modules():
@@ -134,8 +137,13 @@ def layers(bench: Bench, config: RunConfig, tensor: int, tokens: int, fp8: bool)
     latents = torch.randn(1, resampler.queries, resampler.width, requires_grad=True, **options)
     sees, gradient = torch.ones(1, tokens, dtype=torch.bool, device=bench.device), torch.randn_like(x)
 
+    documents = torch.arange(tokens, device=bench.device)[None] // -(-tokens // DOCUMENTS)
+
     def work() -> None:
-        part(x, latents, sees).backward(gradient)
+        mask: Tensor | BlockMask | None = None
+        if packed:
+            mask = text_mask(documents, x.dtype) if packed == "dense" else block_mask(documents)
+        part(x, latents, sees, mask).backward(gradient)
         part.zero_grad(set_to_none=True)
 
     parameters = sum(parameter.numel() for parameter in part.parameters())
@@ -143,6 +151,7 @@ def layers(bench: Bench, config: RunConfig, tensor: int, tokens: int, fp8: bool)
     activations = SELF_BLOCKS * block_activation_bytes(own, tokens, cross=False)
     activations += block_activation_bytes(own, tokens, cross=True)
     what = f"six layers, TP{tensor} shape, {tokens} tokens{', fp8' if fp8 else ''}"
+    what += f", packed, {packed} mask" if packed else ""
     return bench.row(what, work, 3 * part.flops(config, tokens), tokens, 2 * 2.0 * parameters + activations)
 
 
@@ -184,6 +193,9 @@ def measure(bench: Bench, config: RunConfig, tokens: tuple[int, ...], frames: in
             for eight in (False, True)[: 1 + fp8]:
                 rows.append(layers(bench, config, tensor, count, eight))
                 torch.cuda.empty_cache() if bench.device.type == "cuda" else None
+            # On a CPU FlexAttention has no backward.
+            for packed in ("dense", "flex")[: 1 + (bench.device.type == "cuda")]:
+                rows.append(layers(bench, config, tensor, count, fp8=False, packed=packed))
     return rows
 
 

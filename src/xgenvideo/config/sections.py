@@ -205,7 +205,8 @@ class TrainConfig:
     decoder block is made again in the backward instead of kept: "none", "selective" (all but matrix products and
     attention) or "full"; `recompute_budget_gib` chooses it block by block instead, so that what a rank keeps of its
     decoder blocks is at most so many GiB by the planner's formula (0: no budget). `compile`: torch.compile for each
-    decoder block. `fp8`: matrix products of decoder blocks in 8-bit floating point, on GPUs that can. A job whose ranks
+    decoder block. `flex_attention`: FlexAttention for packed texts, on a GPU, instead of a dense mask.
+    `fp8`: matrix products of decoder blocks in 8-bit floating point, on GPUs that can. A job whose ranks
     do not meet and end their first step within `startup_timeout_seconds`, or any later one within
     `step_timeout_seconds`, has hung and ends. Every `eval_every_steps` steps and at the end (0: never) the loss of the
     held-out split is measured, over its first `eval_batches` global batches (0: all whole ones).
@@ -226,6 +227,7 @@ class TrainConfig:
     recompute: str = "none"
     recompute_budget_gib: float = 0.0
     compile: bool = False
+    flex_attention: bool = False
     fp8: bool = False
     startup_timeout_seconds: float = 1800.0
     step_timeout_seconds: float = 600.0

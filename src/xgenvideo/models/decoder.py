@@ -3,6 +3,7 @@
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 
 from xgenvideo.config import DecoderConfig
 from xgenvideo.models.layers import SwiGLU, attend, rotary, rotate, text_mask
@@ -71,8 +72,8 @@ class SelfBlock(nn.Module):
         self.mlp_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.mlp = SwiGLU(config.width, config.mlp)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
-        """x [B T D], cos and sin [B 1 T hd], mask [B 1 T T] of `text_mask` -> [B T D]."""
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | BlockMask | None) -> Tensor:
+        """x [B T D], cos and sin [B 1 T hd], mask of `text_mask` or `block_mask` -> [B T D]."""
         normed = self.attention_norm(x)
         q, k, v = (
             rearrange(part, "b t (h e) -> b h t e", e=self.head_size)

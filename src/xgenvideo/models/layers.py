@@ -1,11 +1,15 @@
 """Norm, feed-forward, attention and rotary positions: what the decoder and its cross-attention blocks are made of."""
 
 import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from xgenvideo.config import DecoderConfig, RopeScaling
 
@@ -55,13 +59,20 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin).to(x.dtype)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask | None, causal: bool = False) -> Tensor:
     """Scaled dot-product attention, q [B H T hd], k and v [B K S hd] with K dividing H -> [B T H*hd].
 
-    `mask` is True where a query may look, or what is added to the scores; with `causal` there is none to give.
+    `mask` is True where a query may look, or what is added to the scores, or the blocks of `block_mask`; with `causal`
+    it is None.
     """
     grouped = q.shape[1] != k.shape[1]
-    out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+    if isinstance(mask, BlockMask):
+        # On a GPU always compiled: alone here, or with the block that calls.
+        fused = not q.is_cuda or torch.compiler.is_compiling()
+        flex: Any = flex_attention if fused else _compiled(flex_attention)
+        out: Tensor = flex(q, k, v, block_mask=mask, enable_gqa=grouped)
+    else:
+        out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
     return rearrange(out, "b h t e -> b t (h e)")
 
 
@@ -75,6 +86,25 @@ def text_mask(documents: Tensor, dtype: torch.dtype) -> Tensor | None:
         return None
     mask = document_mask(documents)
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
+
+
+def block_mask(documents: Tensor) -> BlockMask:
+    """What `document_mask` says, as blocks for FlexAttention: those that no token may see are passed over, and on a GPU
+    no [T T] is held. The host does not wait.
+    """
+    length = documents.shape[1]
+
+    def visible(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (query >= key) & (documents[row, query] == documents[row, key])
+
+    create = _compiled(create_block_mask) if documents.is_cuda else create_block_mask
+    made: BlockMask = create(visible, len(documents), None, length, length, device=documents.device)
+    return made
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function)
 
 
 def document_mask(documents: Tensor) -> Tensor:

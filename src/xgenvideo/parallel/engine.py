@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from xgenvideo.config import RunConfig
+from xgenvideo.errors import ConfigError
 from xgenvideo.models.initial import Box, starting_value
 from xgenvideo.models.video_lm import VideoLM
 from xgenvideo.models.vision import build_vision, encoder_hash, narrow_products
@@ -74,6 +75,10 @@ def build_engine(config: RunConfig, world: World, value: Value | None = None) ->
     layout = config.layout
     if config.train.fp8:
         check_fp8(config, world.device)
+    if config.train.flex_attention and world.device.type != "cuda":
+        raise ConfigError(
+            "train.flex_attention", True, f"has a backward on a GPU alone, and this is {world.device}", [False]
+        )
     model, texts, trunk, stages = lay_out_parts(config, world)
     named = fill(model, [*texts, trunk], config, world, value or default_value(config))
     model.vision = build_vision(config.model.vision)
@@ -136,6 +141,7 @@ def split(texts: list[TextStage], trunk: Trunk, config: RunConfig, world: World)
     ways = recompute_ways(config)
     for stage in texts:
         stage.recompute = ways
+        stage.flex = config.train.flex_attention
         if config.train.fp8:
             use_fp8(stage)
         if config.train.compile:

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from xgenvideo.models.decoder import CrossBlock
-from xgenvideo.models.layers import rotary, text_mask
+from xgenvideo.models.layers import block_mask, rotary, text_mask
 from xgenvideo.models.video_lm import AtCaptionEnd, VideoLM, unit_text_embedding
 from xgenvideo.objectives import next_token_loss
 from xgenvideo.plan.pipeline import Stage
@@ -128,6 +129,7 @@ class TextStage(nn.Module):
         self.norm: nn.Module | None = decoder.norm if self.last else None
         self.head: nn.Module | None = decoder.head if self.last else None
         self.recompute: dict[str, str] = {}  # by block, none where it is not named
+        self.flex = False  # FlexAttention
         self.feeds: list[Feed] = []
         self.valid = torch.ones(())
 
@@ -148,7 +150,7 @@ class TextStage(nn.Module):
         texts = feed.texts
         hidden, latents = self._enter(streams, feed, text_only)
         turn = rotary(texts.positions, self.config)
-        mask = text_mask(texts.documents, hidden.dtype)
+        mask = block_mask(texts.documents) if self.flex else text_mask(texts.documents, hidden.dtype)
         embedding = None
         for name, block in self.blocks.items():
             if isinstance(block, CrossBlock):
@@ -170,7 +172,7 @@ class TextStage(nn.Module):
             return self.embedding(feed.texts.tokens), feed.latents
         return streams[0], streams[1] if self.reads and not text_only else None
 
-    def _run(self, name: str, *inputs: Tensor | None) -> Tensor:
+    def _run(self, name: str, *inputs: Tensor | BlockMask | None) -> Tensor:
         block, way = self.blocks[name], self.recompute.get(name, "none")
         if way == "none" or not torch.is_grad_enabled():
             result: Tensor = block(*inputs)

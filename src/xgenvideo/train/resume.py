@@ -45,6 +45,7 @@ MAY_CHANGE = (
     "train.recompute",
     "train.recompute_budget_gib",
     "train.compile",
+    "train.flex_attention",
     "train.startup_timeout_seconds",
     "train.step_timeout_seconds",
     "train.wandb_project",
