@@ -242,7 +242,8 @@ class SafetyConfig:
     saves in a row may fail before the run ends. `copy_to`: a folder or URL (fsspec) for copies of checkpoints.
     `wall_clock_minutes`: after so long the run saves and ends.
     `spike_factor`: a loss over so many times the median of the last `spike_window` steps goes back to the newest
-    checkpoint and passes over the batches since, at most `spike_rewinds` times. `check_weights_every_steps`: compare
+    checkpoint and passes over the batches since, at most `spike_rewinds` times in each start of the run, so that one
+    that is started again with another learning rate has them all. `check_weights_every_steps`: compare
     what ranks hold alike. `slow_rank_factor`: name the rank whose own work takes so many times the median.
     """
 
