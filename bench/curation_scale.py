@@ -1,5 +1,5 @@
 """Memory of curation over a listing of a million clips without pixels: reading, the published subset, captions against
-one another, splits, the plan of units, near duplicates, shards, and the audit. Run: python bench/curation_scale.py.
+one another, splits, scores, near duplicates, shards, the audit and the report. Run: python bench/curation_scale.py.
 
 The listing has InternVid's form; its texts are drawn from words, a tenth of them from one template. Signatures of what
 clips show are random, those of a twentieth of the clips copied from an earlier one with bits changed; a sample of the
@@ -9,6 +9,7 @@ Writes bench/results/curation_scale.json.
 
 import argparse
 import datetime
+import hashlib
 import json
 import os
 import platform
@@ -25,13 +26,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xgenvideo.curate.across import judge_templates
+from xgenvideo.curate.clips import Clip
+from xgenvideo.curate.inputs import Inputs
 from xgenvideo.curate.neighbours import KINDS, WORD, WORDS, find_neighbours
 from xgenvideo.curate.pairs import choose_split
+from xgenvideo.curate.report import write_report
 from xgenvideo.curate.settings import CurateSettings
-from xgenvideo.curate.sources import read_source
-from xgenvideo.curate.stages import Item, Workplace
+from xgenvideo.curate.sources import read_inputs
+from xgenvideo.curate.stages import Workplace
 from xgenvideo.curate.steps import OF_RECORDS, judge
-from xgenvideo.curate.units import Ledger, describe, write_whole
+from xgenvideo.curate.store import ScoreStore
+from xgenvideo.curate.tally import Tally
+from xgenvideo.curate.units import Ledger, write_whole
 from xgenvideo.data.shards import publish_dataset
 from xgenvideo.records import Sample
 
@@ -108,51 +115,62 @@ def measure(folder: Path, rows: int, preset: str) -> dict[str, Any]:
     listing, phases = folder / "listing.jsonl", Phases()
     settings = CurateSettings(steps=("language", "captions"), preset=preset)
     phases.run("(write the listing)", lambda: write_listing(listing, rows))
-    items = phases.run("read and select", lambda: read_items(listing, preset, folder))
-    phases.run("hash of the input", lambda: describe(items))
+    inputs = phases.run("read and select", lambda: read_inputs(listing, None, settings, folder / "work")[0])
     with Workplace(folder / "work", settings, None) as work:
-        phases.run("language and captions", lambda: judge(items, work, OF_RECORDS))
-        kept = [item for item in items if item.kept]
-        phases.run("split by source", lambda: set_splits(kept, settings))
-        ledger = Ledger(work)
-        units = phases.run("plan of units", lambda: list(plan(kept, ledger, settings.unit_pairs)))
-    found = phases.run("near duplicates", lambda: find_copies(len(kept)))
-    phases.run("shards", lambda: publish_dataset(folder / "dataset", map(as_sample, kept), {}))
-    phases.run("audit", lambda: write_audit(folder / "audit.jsonl", items))
-    reasons = {reason: sum(item.reason == reason for item in items) for reason in {item.reason for item in items}}
+        phases.run("language, captions, units", lambda: prepare(inputs, work))
+        phases.run("captions of one template", lambda: judge_templates(inputs, work))
+    tally = phases.run("counts", lambda: Tally.of(inputs))
+    scores = phases.run("scores", lambda: store_scores(folder / "scores", tally.kept))
+    found = phases.run("near duplicates", lambda: find_copies(tally.kept))
+    phases.run("shards", lambda: publish_dataset(folder / "dataset", as_samples(inputs), {}))
+    phases.run("audit", lambda: write_audit(folder / "audit.jsonl", inputs))
+    summary = {"pairs_in": tally.inputs, "pairs_kept": tally.kept, "pairs_failed": tally.failed, "timings": {}}
+    summary |= {"splits": tally.splits, "dropped": tally.dropped, "funnel": tally.funnel(settings)}
+    phases.run("report", lambda: write_report(folder / "report.html", inputs, summary, settings, no_clip))
     return {
         "rows": rows,
         "preset": preset or "none",
-        "kept": len(kept),
-        "units": len(units),
+        "kept": tally.kept,
+        "scores_found_again": scores,
         "copies_found_by_changed_bits": found,
-        "outcomes": {str(reason): count for reason, count in sorted(reasons.items(), key=str)},
+        "outcomes": {"kept": tally.kept} | tally.dropped,
         "phases": phases.rows,
         "peak_mb": phases.rows[-1]["peak_mb"],
     }
 
 
-def read_items(listing: Path, preset: str, folder: Path) -> list[Item]:
-    """As the run begins."""
-    return [Item(number, entry) for number, entry in enumerate(read_source(listing, None, preset, folder / "unpacked"))]
-
-
-def write_audit(path: Path, items: list[Item]) -> None:
+def write_audit(path: Path, inputs: Inputs) -> None:
     """As the run writes it."""
-    write_whole(path, (json.dumps(item.to_dict()) + "\n" for item in items))
+    write_whole(path, (json.dumps(item.to_dict()) + "\n" for item in inputs))
 
 
-def set_splits(items: list[Item], settings: CurateSettings) -> None:
-    """As decoding does, before it opens a file."""
-    for item in items:
-        assert item.entry.pair is not None
-        item.split = choose_split(item.entry.pair, settings.heldout_share).split
+def prepare(inputs: Inputs, work: Workplace) -> None:
+    """All that is done before a unit's videos are opened."""
+    ledger = Ledger(work)
+    for some in inputs.change():
+        judge(some, work, OF_RECORDS)
+        kept = [item for item in some if item.kept]
+        for item in kept:
+            item.split = choose_split(item.pair, work.settings.heldout_share).split
+        assert ledger.read(kept) is None, "nothing has been worked on"
 
 
-def plan(items: list[Item], ledger: Ledger, size: int) -> Iterator[bool]:
-    """For each unit whether it is finished."""
-    for start in range(0, len(items), size):
-        yield ledger.read(items[start : start + size]) is not None
+def store_scores(folder: Path, count: int) -> int:
+    """Store a score for each of so many clips, open the store again, and look each up; how many were found."""
+    names = (hashlib.sha256(str(number).encode()).hexdigest() for number in range(count))
+    store = ScoreStore(folder, "decode", "1")
+    for name in names:
+        store.put(name, {"seconds": 4.5})
+    store.close()
+    store = ScoreStore(folder, "decode", "1")
+    found = sum(hashlib.sha256(str(number).encode()).hexdigest() in store for number in range(count))
+    store.close()
+    return found
+
+
+def no_clip(content: str) -> Clip:
+    """There are no pictures."""
+    raise AssertionError(f"{content} was not decoded")
 
 
 def find_copies(count: int) -> dict[str, float]:
@@ -176,11 +194,12 @@ def as_words(bits: NDArray[np.bool_]) -> NDArray[np.uint64]:
     return np.packbits(bits, axis=1).view(np.uint64)
 
 
-def as_sample(item: Item) -> Sample:
-    """With one frame that is no picture, and all of its lineage."""
-    pair = item.entry.pair
-    assert pair is not None
-    return Sample(pair.key, (b"\0",), (0.0,), pair.caption, pair.source, split=str(item.split), lineage=item.lineage())
+def as_samples(inputs: Inputs) -> Iterator[Sample]:
+    """Each with one frame that is no picture, and all of its lineage."""
+    for item in inputs:
+        if item.kept:
+            key, caption, source = item.pair.key, item.pair.caption, item.pair.source
+            yield Sample(key, (b"\0",), (0.0,), caption, source, split=str(item.split), lineage=item.lineage())
 
 
 def main() -> None:

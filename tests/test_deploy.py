@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from xgenvideo import cli, recipes
-from xgenvideo.curate.units import Part
+from xgenvideo.curate.inputs import Part
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 SIZES = ("nodes", "gpus-per-node")

@@ -95,7 +95,9 @@ def test_generated_defects_are_found(models: AlignmentModels, tmp_path: Path) ->
     assert len(dataset) == summary.pairs_kept == len(rows) - len(planted)
     sample = dataset.read(dataset.keys("train")[0])
     steps = [decision["step"] for decision in sample.lineage["decisions"]]
-    assert steps == ["language", "captions", "decode", "motion", "picture", "text_overlay", "alignment", "duplicates"]
+    assert steps == [
+        "language", "captions", "decode", "motion", "picture", "text_overlay", "alignment", "templates", "duplicates"
+    ]  # fmt: skip
     assert tokenizer.load(tmp_path / "out" / "tokenizer.json").encode(sample.caption)
     page = (tmp_path / "out" / "report.html").read_text()
     assert "data:image/jpeg;base64," in page

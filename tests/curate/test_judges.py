@@ -10,10 +10,10 @@ import torch
 from transformers import ViTConfig, ViTForImageClassification
 
 from tests.curate.conftest import line, write_clip_file
-from xgenvideo.curate.balance import balance, concepts_of, read_concepts
+from xgenvideo.curate.balance import Concepts, concepts_of, count_concepts, judge_concepts, read_concepts
 from xgenvideo.curate.classifier import PictureClassifier
 from xgenvideo.curate.run import curate
-from xgenvideo.curate.settings import CurateSettings, settings_from
+from xgenvideo.curate.settings import CurateSettings, Decision, settings_from
 from xgenvideo.errors import ConfigError, DataError
 
 SIDE = 32
@@ -106,17 +106,22 @@ def test_the_publishers_aesthetic_score_may_drop(tmp_path: Path) -> None:
     assert [row["reason"] for row in rows_of(tmp_path / "out")] == ["unaesthetic", None]
 
 
+def balance(pairs: list[tuple[str, str]], most: int, known: Concepts | None) -> list[Decision]:
+    counts = count_concepts((caption for _, caption in pairs), known)
+    return [judge_concepts(key, caption, counts, most, known) for key, caption in pairs]
+
+
 def test_balance_thins_what_is_said_often_and_keeps_what_is_rare() -> None:
     captions = [(f"dog{n}", "A dog runs.") for n in range(2000)]
     captions += [(f"eel{n}", "A dog sees an eel.") for n in range(20)]
-    decisions = list(balance(captions, 200, None))
+    decisions = balance(captions, 200, None)
     kept = {key for (key, _), decision in zip(captions, decisions, strict=True) if decision.keep}
     assert {f"eel{n}" for n in range(20)} <= kept
     # Three words (a, dog, runs), each drawing with a chance of a tenth: 1 - 0.9^3 of 2,000.
     assert sum(key.startswith("dog") for key in kept) == pytest.approx(2000 * (1 - 0.9**3), rel=0.12)
     assert decisions[0].scores == {"rarest_concept": "runs", "captions_with_it": 2000}
     assert decisions[-1].scores["captions_with_it"] == 20
-    backwards = list(balance(captions[::-1], 200, None))[::-1]
+    backwards = balance(captions[::-1], 200, None)[::-1]
     assert [d.reason for d in backwards] == [d.reason for d in decisions]
     assert all(decision.keep for decision in balance(captions, 10_000, None))
 

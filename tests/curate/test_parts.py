@@ -15,10 +15,10 @@ import pytest
 from tests.curate.conftest import line, write_clip_file
 from tests.curate.test_shots import scene, write_film
 from xgenvideo.curate import units
+from xgenvideo.curate.inputs import Part
 from xgenvideo.curate.parts import curate_part
 from xgenvideo.curate.run import curate
 from xgenvideo.curate.settings import CurateSettings
-from xgenvideo.curate.units import Part
 from xgenvideo.data.dataset import open_dataset
 from xgenvideo.errors import ConfigError
 
@@ -26,9 +26,9 @@ SETTINGS = CurateSettings(steps=("motion", "duplicates"), unit_pairs=2, vocabula
 SCRIPT = """
 import json, sys
 from pathlib import Path
+from xgenvideo.curate.inputs import Part
 from xgenvideo.curate.parts import curate_part
 from xgenvideo.curate.settings import CurateSettings
-from xgenvideo.curate.units import Part
 settings = CurateSettings(steps=("motion", "duplicates"), unit_pairs=2, vocabulary=300, workers=1, min_seconds=0.5)
 print(json.dumps(curate_part(Path(sys.argv[1]), Path(sys.argv[2]), Part.parse(sys.argv[3]), settings).to_dict()))
 """
@@ -68,7 +68,7 @@ def test_two_parts_at_a_time_and_one_killed_make_the_same_dataset(
     second.communicate()
     before = ids(scores / "decode-1-of-2.jsonl")
     answer = json.loads(first.communicate(timeout=60)[0])
-    assert answer == {"part": "0/2", "units": 3, "pairs": 5, "crashed": 0, "scans_left": 0}
+    assert answer == {"part": "0/2", "units": 3, "pairs": 5, "crashed": 0}
     again = curate_part(raw, out, Part(1, 2), SETTINGS)
     assert (again.units, again.pairs, again.crashed) == (2, 4, 0)
     written = ids(scores / "decode-1-of-2.jsonl")
@@ -96,17 +96,15 @@ def test_parts_of_more_than_there_is_to_do_and_a_part_that_never_ran(tmp_path: P
     assert same(out, whole)
 
 
-def test_shots_are_found_in_parts_before_clips_are(tmp_path: Path) -> None:
+def test_shots_are_found_in_parts(tmp_path: Path) -> None:
     raw, out, whole = tmp_path / "raw", tmp_path / "out", tmp_path / "whole"
     raw.mkdir()
     for name, seeds in (("one", (1, 2)), ("two", (3, 4)), ("three", (5, 6))):
         write_film(raw / f"{name}.mp4", np.concatenate([scene(seed, 30, 1) for seed in seeds]))
     (raw / "pairs.jsonl").write_bytes(b"".join(line(name, f"{name}.mp4") for name in ("one", "two", "three")))
     settings = CurateSettings(**(SETTINGS.to_dict() | {"split_shots": "light", "steps": ("motion",)}))
-    waiting = curate_part(raw, out, Part(0, 2), settings)
-    assert (waiting.units, waiting.scans_left) == (0, 1)
     parts = [curate_part(raw, out, Part(number, 2), settings) for number in (1, 0)]
-    assert [(part.units, part.scans_left) for part in parts] == [(1, 0), (2, 0)]
+    assert [(part.units, part.pairs) for part in parts] == [(1, 2), (2, 4)]
     curate(raw, whole, settings)
     curate(raw, out, settings)
     assert same(out, whole)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.curate.conftest import line, write_clip_file
-from xgenvideo.curate.captions import alike, judge_caption, mask_personal, repetition
+from xgenvideo.curate.captions import Crowds, judge_caption, judge_template, mask_personal, repetition
 from xgenvideo.curate.picture import inner_frame, judge_picture, measure_picture, without_bars
 from xgenvideo.curate.run import curate
 from xgenvideo.curate.safety import SafetyModel, judge_safety, read_blocked
@@ -36,20 +36,29 @@ def test_personal_data_is_masked_and_other_numbers_are_left(caption: str, masked
 
 def test_a_caption_that_repeats_itself_is_dropped() -> None:
     assert repetition("a man walks and a man sits") == pytest.approx(1 / 6, abs=1e-3)
-    assert judge_caption("a dog a dog a dog a dog a dog", 0, SETTINGS).reason == "caption_repeats"
-    assert judge_caption("A dog runs over a meadow and jumps over a fence.", 0, SETTINGS).keep
+    assert judge_caption("a dog a dog a dog a dog a dog", SETTINGS).reason == "caption_repeats"
+    assert judge_caption("A dog runs over a meadow and jumps over a fence.", SETTINGS).keep
 
 
-def test_captions_of_one_template_are_counted_and_dropped_where_asked() -> None:
+def test_captions_of_one_template_are_counted_and_dropped_where_asked(tmp_path: Path) -> None:
     long = "buy the best cheap watches online at our shop today and save a lot of money on every order of yours"
     captions = [*[f"{long} {n}" for n in range(6)], "A dog runs over a meadow.", "Two cats sleep on a warm roof."]
-    counts = alike(captions)
+    counts = alike(captions, tmp_path)
     assert min(counts[:6]) >= 4
     assert counts[6:] == [0, 0]
-    assert alike(["Same words.", "same WORDS", "others here"]) == [1, 1, 0]
+    assert alike(["Same words.", "same WORDS", "others here"], tmp_path) == [1, 1, 0]
+    assert alike([], tmp_path) == []
     strict = CurateSettings(max_alike_captions=3)
-    assert judge_caption(captions[0], counts[0], strict).reason == "caption_templated"
-    assert judge_caption(captions[0], counts[0], SETTINGS).keep
+    assert judge_template(counts[0], strict).reason == "caption_templated"
+    assert judge_template(counts[0], SETTINGS).keep
+    assert not list(tmp_path.iterdir())
+
+
+def alike(captions: list[str], folder: Path) -> list[int]:
+    crowds = Crowds(folder / "captions.part")
+    for caption in captions:
+        crowds.add(caption)
+    return crowds.others().tolist()
 
 
 def scene(seed: int = 0, frames: int = 8) -> np.ndarray:

@@ -11,12 +11,12 @@ import pytest
 from tests.curate.conftest import CAPTION, write_clip_file
 from tests.curate.test_sources import PANDA, PLAIN, panda_row, write_csv
 from xgenvideo.curate import fetched
+from xgenvideo.curate.inputs import Part
 from xgenvideo.curate.parts import curate_part
 from xgenvideo.curate.run import CurateSummary, curate
 from xgenvideo.curate.settings import CurateSettings, settings_from
 from xgenvideo.curate.sources import read_source
 from xgenvideo.curate.takedown import forget, trace
-from xgenvideo.curate.units import Part
 from xgenvideo.data.dataset import open_dataset
 from xgenvideo.errors import ConfigError, DataError, MissingExtra
 
@@ -201,15 +201,15 @@ def test_a_listing_of_webvid_gives_its_own_urls_and_internvid_none(tmp_path: Pat
         ["videoid", "contentUrl", "name", "page_dir"],
         [["7", "https://cdn.example/7.mp4", CAPTION, "../.."], ["8", "javascript:alert(1)", CAPTION, ""]],
     )
-    entries = {entry.name: entry for entry in read_source(listing, None, "", tmp_path, linked=True)}
+    entries = {entry.name: entry for entry in read_source(listing, None, tmp_path, linked=True)}
     assert entries["7"].url == "https://cdn.example/7.mp4"
     assert entries["7"].path is None
     assert entries["row 3"].reason == "download_refused_host"
-    (away,) = (entry for entry in read_source(listing, None, "", tmp_path) if entry.name == "8")
+    (away,) = (entry for entry in read_source(listing, None, tmp_path) if entry.name == "8")
     assert away.url is None
     line = {"YoutubeID": "abc", "Start_timestamp": "00:00:01.000", "End_timestamp": "00:00:02.000", "Caption": CAPTION}
     (tmp_path / "internvid.jsonl").write_text(json.dumps(line))
-    (entry,) = read_source(tmp_path / "internvid.jsonl", None, "", tmp_path, linked=True)
+    (entry,) = read_source(tmp_path / "internvid.jsonl", None, tmp_path, linked=True)
     assert (entry.url, entry.start, entry.end) == ("https://www.youtube.com/watch?v=abc", 1.0, 2.0)
 
 

@@ -6,10 +6,10 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
+from xgenvideo.curate.inputs import Item
 from xgenvideo.curate.pairs import Entry
 from xgenvideo.curate.report import write_report
 from xgenvideo.curate.settings import CurateSettings, Decision
-from xgenvideo.curate.stages import Item
 
 SUMMARY: dict[str, Any] = {
     "pairs_in": 4,

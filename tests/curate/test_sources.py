@@ -12,7 +12,7 @@ from tests.curate.conftest import CAPTION, write_clip_file
 from xgenvideo.curate.pairs import Entry
 from xgenvideo.curate.run import curate
 from xgenvideo.curate.settings import CurateSettings
-from xgenvideo.curate.sources import SUBSETS, choose, read_source
+from xgenvideo.curate.sources import read_inputs
 from xgenvideo.data.dataset import open_dataset
 from xgenvideo.errors import ConfigError, DataError
 
@@ -39,7 +39,8 @@ def reasons(entries: list[Entry]) -> dict[str, str | None]:
 
 
 def read(source: Path, preset: str = "", videos: Path | None = None) -> list[Entry]:
-    return read_source(source, videos, preset, source.parent / "unpacked")
+    settings = CurateSettings(preset=preset)
+    return [item.entry for item in read_inputs(source, videos, settings, source.parent)[0]]
 
 
 def test_panda_clips_are_cut_by_their_times_and_carry_scores_and_licence(tmp_path: Path) -> None:
@@ -129,7 +130,7 @@ def test_internvid_and_its_published_subset(tmp_path: Path, column: str) -> None
     assert (best.start, best.end, best.pair.licence) == (1.0, 2.5, "CC BY-NC-SA 4.0")
     assert best.scores == {"umt_sim": 0.9, "aesthetic": 5.5, "language": "en", "category": "Sports"}
     with pytest.raises(DataError, match="matching_score"):
-        list(choose(entries, SUBSETS["panda-10m"]))
+        read(listing, "panda-10m")
 
 
 def test_webvid(tmp_path: Path) -> None:

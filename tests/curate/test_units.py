@@ -122,7 +122,7 @@ def test_the_planner_reads_what_a_curation_took(tmp_path: Path) -> None:
     found = plan_curation(200, tmp_path / "out")
     for size, files in (
         (found.video_bytes, (tmp_path / "raw").rglob("*.mp4")),
-        (found.clip_bytes, (tmp_path / "out.work" / "clips").iterdir()),
+        (found.clip_bytes, (tmp_path / "out.work" / "clips").rglob("*.npz")),
         (found.shard_bytes, (tmp_path / "out").glob("*.tar")),
     ):
         assert size == 100 * sum(path.stat().st_size for path in files)

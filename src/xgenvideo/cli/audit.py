@@ -1,7 +1,8 @@
 """`xgv audit`: proves the accounting of a dataset or a run, and says what it checked. Every failure raises."""
 
+import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,23 +36,36 @@ def audit_dataset(folder: Path) -> Iterator[str]:
             _same(folder, f"caption of {row.key} in its shard", sample.caption, "in the manifest", row.caption)
             frames += row.frames
     yield f"samples: {len(dataset)} read back, {frames} frames, as the manifest says"
-    yield from _audit_decisions(folder, {key for split in dataset.counts for key in dataset.keys(split)})
+    yield from _audit_decisions(folder, lambda: (key for split in dataset.counts for key in dataset.keys(split)))
 
 
-def _audit_decisions(folder: Path, kept: set[str]) -> Iterator[str]:
+def _audit_decisions(folder: Path, kept: Callable[[], Iterable[str]]) -> Iterator[str]:
     """Sums of audit.jsonl: in = kept + dropped, nothing twice, and what was kept is what is there."""
-    from xgenvideo.demo.score import read_lines
+    from xgenvideo.curate.takedown import read_audit
 
-    path = folder / "audit.jsonl"
-    if not path.is_file():
-        raise DataError(f"{path}: is missing, so what became of each input cannot be shown; curate again")
-    lines = read_lines(path)
-    reasons = Counter(line["reason"] for line in lines if line["reason"] is not None)
-    said = [line["key"] for line in lines if line["reason"] is None]
-    _same(folder, "keys that audit.jsonl keeps", sorted(said), "in the dataset", sorted(kept))
-    _same(folder, "lines of audit.jsonl", len(lines), "kept and dropped", len(said) + sum(reasons.values()))
+    if not (folder / "audit.jsonl").is_file():
+        raise DataError(
+            f"{folder / 'audit.jsonl'}: is missing, so what became of each input cannot be shown; curate again"
+        )
+    reasons = Counter(line["reason"] for line in read_audit(folder))
+
+    def said() -> Iterator[str]:
+        return (line["key"] for line in read_audit(folder) if line["reason"] is None)
+
+    if _sum_of(said()) != _sum_of(kept()):  # only then are keys held
+        _same(folder, "keys that audit.jsonl keeps", sorted(said()), "in the dataset", sorted(kept()))
+    stayed = reasons.pop(None, 0)
     dropped = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common()) or "none"
-    yield f"decisions: {len(lines)} in = {len(said)} kept + {sum(reasons.values())} dropped ({dropped})"
+    yield f"decisions: {stayed + reasons.total()} in = {stayed} kept + {reasons.total()} dropped ({dropped})"
+
+
+def _sum_of(keys: Iterable[str]) -> tuple[int, int]:
+    """How many, and the sum of their hashes: equal for the same keys in any order."""
+    count = total = 0
+    for key in keys:
+        count += 1
+        total += int.from_bytes(hashlib.blake2b(key.encode(), digest_size=16).digest(), "little")
+    return count, total
 
 
 def audit_run(folder: Path) -> Iterator[str]:

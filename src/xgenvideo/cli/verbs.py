@@ -85,10 +85,10 @@ def curate(parsed: argparse.Namespace) -> None:
 
         print(f"{out}: {unpack(out)} real clips, their captions written by us")
     else:
+        from xgenvideo.curate.inputs import Part
         from xgenvideo.curate.parts import curate_part
         from xgenvideo.curate.run import curate as curate_folder
         from xgenvideo.curate.settings import settings_from
-        from xgenvideo.curate.units import Part
         from xgenvideo.demo.stages import Milestones
 
         source, settings = Path(parsed.source), settings_from(parsed.overrides, parsed.preset)

@@ -5,7 +5,7 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from xgenvideo.curate.settings import Decision
@@ -42,23 +42,23 @@ def _words(text: str) -> list[str]:
     return re.findall(r"[^\W_]+", text.lower())
 
 
-def balance(captions: Iterable[tuple[str, str]], most: int, known: Concepts | None) -> Iterator[Decision]:
-    """A decision for each of the (key, caption), which are gone through twice.
+def count_concepts(captions: Iterable[str], known: Concepts | None) -> Counter[str]:
+    """How many captions say each concept."""
+    return Counter(concept for caption in captions for concept in concepts_of(caption, known))
+
+
+def judge_concepts(key: str, caption: str, counts: Counter[str], most: int, known: Concepts | None) -> Decision:
+    """Drop `common_concept`, and `no_concept` where a caption says none of the known ones.
 
     A concept that `count` captions say draws each of them with the chance `most / count`; a caption is kept when one of
     its concepts draws it. Draws depend on key and concept alone, so that a pair's fate does not hang on the order.
-    Drops `common_concept`, and `no_concept` where a caption says none of the known ones.
     """
-    captions = list(captions)
-    counts = Counter(concept for _, caption in captions for concept in concepts_of(caption, known))
-    for key, caption in captions:
-        said = sorted(concepts_of(caption, known), key=lambda concept: (counts[concept], concept))
-        if not said:
-            yield Decision("balance", "no_concept")
-            continue
-        drawn = any(_draw(key, concept) * counts[concept] < most for concept in said)
-        scores = {"rarest_concept": said[0], "captions_with_it": counts[said[0]]}
-        yield Decision("balance", None if drawn else "common_concept", scores)
+    said = sorted(concepts_of(caption, known), key=lambda concept: (counts[concept], concept))
+    if not said:
+        return Decision("balance", "no_concept")
+    drawn = any(_draw(key, concept) * counts[concept] < most for concept in said)
+    scores = {"rarest_concept": said[0], "captions_with_it": counts[said[0]]}
+    return Decision("balance", None if drawn else "common_concept", scores)
 
 
 def _draw(key: str, concept: str) -> float:

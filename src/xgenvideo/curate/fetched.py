@@ -26,9 +26,10 @@ from xgenvideo.curate.download import (
     find_hook,
     find_ytdlp,
 )
+from xgenvideo.curate.inputs import Item
 from xgenvideo.curate.pairs import Entry, RefusedError
 from xgenvideo.curate.settings import CurateSettings, Decision
-from xgenvideo.curate.stages import TRANSIENT, Item, Workplace, clip_hash, content_hash
+from xgenvideo.curate.stages import TRANSIENT, Workplace, clip_hash, content_hash
 from xgenvideo.errors import DataError
 
 FOLDER = "fetched"

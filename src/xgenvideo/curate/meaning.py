@@ -4,7 +4,8 @@ import hashlib
 import json
 
 from xgenvideo.curate.colours import grounding
-from xgenvideo.curate.stages import Item, Workplace, in_threads
+from xgenvideo.curate.inputs import Item
+from xgenvideo.curate.stages import Workplace, in_threads
 
 
 def judge_alignments(items: list[Item], work: Workplace) -> None:
@@ -23,18 +24,13 @@ def judge_alignments(items: list[Item], work: Workplace) -> None:
         for item in items:
             item.decisions.append(judge_score(work.semantics[_pair_identity(item)]["semantic"], settings))
         return
-    colours = [grounding(_caption(item), item.facts["colours"], settings.min_colour_share) for item in items]
+    colours = [grounding(item.pair.caption, item.facts["colours"], settings.min_colour_share) for item in items]
     judged = list(zip(items, colours, strict=True))
     undecided = [item for item, found in judged if not colours_decide(found, settings)]
     _score_meanings(undecided, work)
     scored = {id(item): work.semantics[_pair_identity(item)]["semantic"] for item in undecided}
     for item, found in judged:
         item.decisions.append(judge_alignment(scored.get(id(item)), found, settings))
-
-
-def _caption(item: Item) -> str:
-    assert item.entry.pair is not None, f"{item.entry.name} has no record"
-    return item.entry.pair.caption
 
 
 def _score_meanings(items: list[Item], work: Workplace) -> None:
@@ -48,16 +44,16 @@ def _score_meanings(items: list[Item], work: Workplace) -> None:
     settings = work.settings
     with one_thread_each():
         scorer: PairScorer = open_scorer(settings.align_model) if settings.align_model else AlignmentModels()
-        captions = sorted({_caption(item) for item in missing})
+        captions = sorted({item.pair.caption for item in missing})
         embedded = dict(zip(captions, scorer.embed(captions), strict=True))
 
         def score(item: Item) -> float:
             seen = scorer.see_clip(work.read_clip(str(item.content)), settings.alignment_frames)
-            return scorer.score(seen, embedded[_caption(item)])
+            return scorer.score(seen, embedded[item.pair.caption])
 
         for item, value in work.tell("alignment", in_threads(score, missing, settings), len(missing)):
             work.semantics.put(_pair_identity(item), {"semantic": round(value, 4)})
 
 
 def _pair_identity(item: Item) -> str:
-    return hashlib.sha256(json.dumps([item.content, _caption(item)]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([item.content, item.pair.caption]).encode()).hexdigest()

@@ -6,8 +6,9 @@ Strangers' data: every line or file becomes one Entry, readable or not, and no p
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class RefusedError(Exception):
         self.reason, self.detail = reason, detail
 
 
-def read_entries(source: Path) -> list[Entry]:
+def read_entries(source: Path) -> Iterator[Entry]:
     """All inputs of a folder in order. Raises DataError when the folder itself cannot be read."""
     source = Path(source)
     if not source.is_dir():
@@ -58,23 +59,11 @@ def read_entries(source: Path) -> list[Entry]:
     listing = root / "pairs.jsonl"
     if listing.is_symlink() and not listing.resolve().is_relative_to(root):
         raise DataError(f"{listing}: is a link out of the folder; put the file itself there")
-    entries = list(_from_jsonl(root, listing) if listing.is_file() else _from_sidecars(root))
-    if not entries:
+    entries = _from_jsonl(root, listing) if listing.is_file() else _from_sidecars(root)
+    first = next(entries, None)
+    if first is None:
         raise DataError(f"{source}: has no pairs.jsonl and no videos ({', '.join(sorted(VIDEO_SUFFIXES))})")
-    return list(refuse_repeated(entries))
-
-
-def refuse_repeated(entries: Iterable[Entry]) -> Iterator[Entry]:
-    """The entries, those whose key came before with the reason duplicate_key."""
-    seen: set[str] = set()
-    for entry in entries:
-        key = entry.pair.key if entry.pair else None
-        if key is not None and key in seen:
-            yield Entry(entry.name, reason="duplicate_key", detail=f"key {key} came before")
-        else:
-            yield entry
-        if key is not None:
-            seen.add(key)
+    return chain([first], entries)
 
 
 def _from_jsonl(root: Path, listing: Path) -> Iterator[Entry]:

@@ -1,30 +1,26 @@
-"""The steps that judge captions, pictures, safety and balance: stored scores taken or made, then thresholds."""
+"""The steps that judge captions, pictures and safety: stored scores taken or made, then thresholds."""
 
 import dataclasses
 import threading
 from functools import cache
 from pathlib import Path
 
-from xgenvideo.curate.balance import balance, read_concepts
-from xgenvideo.curate.captions import alike, judge_caption, mask_personal
+from xgenvideo.curate.captions import judge_caption, mask_personal
+from xgenvideo.curate.inputs import Item
 from xgenvideo.curate.picture import judge_picture
 from xgenvideo.curate.safety import SafetyModel, judge_safety, read_blocked
 from xgenvideo.curate.settings import Decision
-from xgenvideo.curate.stages import Item, Workplace, content_hash, in_threads
+from xgenvideo.curate.stages import Workplace, content_hash, in_threads
 
 
 def judge_captions(items: list[Item], work: Workplace) -> None:
-    """Personal data masked, then what is said; captions are compared over all items."""
-    captions = []
+    """Personal data masked, then what is said again and again."""
     for item in items:
-        assert item.entry.pair is not None, f"{item.entry.name} has no record"
         if work.settings.mask_personal:
-            caption = mask_personal(item.entry.pair.caption)
-            if caption != item.entry.pair.caption:
-                item.entry = dataclasses.replace(item.entry, pair=dataclasses.replace(item.entry.pair, caption=caption))
-        captions.append(item.entry.pair.caption if item.entry.pair else "")
-    for item, caption, others in zip(items, captions, alike(captions), strict=True):
-        item.decisions.append(judge_caption(caption, others, work.settings))
+            caption = mask_personal(item.pair.caption)
+            if caption != item.pair.caption:
+                item.entry = dataclasses.replace(item.entry, pair=dataclasses.replace(item.pair, caption=caption))
+        item.decisions.append(judge_caption(item.pair.caption, work.settings))
 
 
 def judge_pictures(items: list[Item], work: Workplace) -> None:
@@ -73,15 +69,6 @@ def _classified(items: list[Item], setting: str, work: Workplace) -> list[float]
             for content, value in work.tell(setting, in_threads(score, missing, settings), len(missing)):
                 store.put(content, {"score": round(value, 4)})
     return [float(store[str(item.content)]["score"]) for item in items]
-
-
-def judge_balance(items: list[Item], work: Workplace) -> None:
-    """Of what many captions say a share, over all items that are still kept."""
-    settings = work.settings
-    known = read_concepts(settings.concepts) if settings.concepts else None
-    said = [(item.entry.pair.key, item.entry.pair.caption) for item in items if item.entry.pair is not None]
-    for item, decision in zip(items, balance(said, settings.max_per_concept, known), strict=True):
-        item.decisions.append(decision)
 
 
 def judge_safeties(items: list[Item], work: Workplace) -> None:

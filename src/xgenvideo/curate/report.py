@@ -3,6 +3,7 @@ what was kept and what was dropped and why.
 """
 
 import base64
+import math
 from collections.abc import Callable, Iterable
 from importlib import resources
 from pathlib import Path
@@ -13,34 +14,37 @@ import jinja2
 import numpy as np
 
 from xgenvideo.curate.clips import Clip, decode_jpeg
+from xgenvideo.curate.inputs import Item
 from xgenvideo.curate.settings import CurateSettings
-from xgenvideo.curate.stages import Item
 
 STRIP_FRAMES, STRIP_HEIGHT, BINS = 4, 84, 24
 
 
 def write_report(
     path: Path,
-    items: list[Item],
+    items: Iterable[Item],
     summary: dict[str, Any],
     settings: CurateSettings,
     read_clip: Callable[[str], Clip],
 ) -> None:
-    """Write one self-contained HTML page."""
-    groups: dict[str, list[Item]] = {"kept": [item for item in items if item.kept]}
-    for item in sorted((item for item in items if item.reason), key=lambda item: str(item.reason)):
-        groups.setdefault(str(item.reason), []).append(item)
-    shown = {
-        name: {"count": len(members), "cards": [_card(item, read_clip) for item in _spread(members, settings)]}
-        for name, members in groups.items()
-    }
+    """Write one self-contained HTML page. `items` are gone through twice, and not held."""
+    counts = {"kept": summary["pairs_kept"]} | dict(sorted(summary["dropped"].items()))
+    groups = {name: _Group(count, settings.report_pictures) for name, count in counts.items()}
+    charts = [_Chart(*about, settings) for about in _wanted(settings)]
+    for item in items:
+        groups[item.reason or "kept"].see(item)
+        for chart in charts:
+            chart.measure(item)
+    for item in items:
+        for chart in charts:
+            chart.count(item)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     source = resources.files("xgenvideo.curate").joinpath("report.html.jinja").read_text(encoding="utf-8")
     page = environment.from_string(source).render(
         summary=summary,
         steps=_steps(summary),
-        groups=shown,
-        charts=_charts(items, settings),
+        groups={name: group.shown(read_clip) for name, group in groups.items()},
+        charts=[chart.shown() for chart in charts if chart.values],
         settings=settings.to_dict(),
     )
     temporary = path.with_name(path.name + ".part")
@@ -58,17 +62,30 @@ def _steps(summary: dict[str, Any]) -> list[dict[str, Any]]:
     return steps
 
 
-def _spread(members: list[Item], settings: CurateSettings) -> list[Item]:
-    """At most `report_pictures` members, evenly spread over the input."""
-    count = min(len(members), settings.report_pictures)
-    return [members[round(place)] for place in np.linspace(0, len(members) - 1, count)] if count else []
+class _Group:
+    """Inputs with one outcome, of which a few are shown, evenly spread over the input."""
+
+    def __init__(self, count: int, most: int) -> None:
+        self._count, self._seen = count, 0
+        self._places = set(np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist())
+        self._members: list[Item] = []
+
+    def see(self, item: Item) -> None:
+        """The next of them."""
+        if self._seen in self._places:
+            self._members.append(item)
+        self._seen += 1
+
+    def shown(self, read_clip: Callable[[str], Clip]) -> dict[str, Any]:
+        """For the page."""
+        return {"count": self._count, "cards": [_card(item, read_clip) for item in self._members]}
 
 
 def _card(item: Item, read_clip: Callable[[str], Clip]) -> dict[str, Any]:
     picture = ""
     if item.facts and item.content:
         picture = _strip(read_clip(item.content))
-    drop = next((decision for decision in item.decisions if not decision.keep), None)
+    drop = item.drop
     notes = [
         f"{name} {_short(value)}" for name, value in (drop.scores if drop else {}).items() if value not in (None, [])
     ]
@@ -96,11 +113,11 @@ def _strip(clip: Clip) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(content).decode()
 
 
-def _charts(items: list[Item], settings: CurateSettings) -> list[dict[str, Any]]:
-    """Histograms of the main scores, kept and dropped apart, with the threshold where there is one."""
+def _wanted(settings: CurateSettings) -> tuple[tuple[str, str, str, str, str], ...]:
+    """Title, step, score, its setting, and on which side of that an input is kept ("": it decides nothing alone)."""
     alignment = "min_align_score" if settings.align_model or settings.align_column else "min_semantic_score"
-    # Title, step, score, its setting, and on which side of that an input is kept; "" where that decides nothing alone.
-    wanted: tuple[tuple[str, str, str, str, str], ...] = (
+    classified = ("chance of a watermark, by your model", "watermark_model", "watermark_chance", "max_watermark_chance")
+    return (
         ("length, seconds", "decode", "seconds", "min_seconds", "above"),
         ("words of the caption", "language", "words", "min_caption_words", "above"),
         ("chance of the language", "language", "language_score", "min_language_score", "above"),
@@ -110,44 +127,56 @@ def _charts(items: list[Item], settings: CurateSettings) -> list[dict[str, Any]]
         ("share of the frame under overlays", "text_overlay", "watermark_density", "max_watermark_density", "below"),
         ("sharpness, levels squared", "picture", "sharpness", "min_sharpness", "above"),
         ("black bars, share of the frame", "picture", "bars", "max_bars", "below"),
-        (
-            "chance of a watermark, by your model",
-            "watermark_model",
-            "watermark_chance",
-            "max_watermark_chance",
-            "below",
-        ),
+        (*classified, "below"),
         ("aesthetic score, by your model", "aesthetic_model", "aesthetic", "min_aesthetic_model_score", "above"),
         ("aesthetic score, the publisher's", "aesthetics", "aesthetic", "min_aesthetic_score", "above"),
         ("alignment", "alignment", "semantic", alignment, "above"),
     )
-    charts = []
-    for title, step, score, setting, keeps in wanted:
-        values = [(_score(item, step, score), item.kept) for item in items]
-        kept = [value for value, keep in values if value is not None and keep]
-        dropped = [value for value, keep in values if value is not None and not keep]
-        if kept or dropped:
-            threshold = getattr(settings, setting)
-            about = {"title": title, "setting": setting, "keeps": keeps, "whole": isinstance(threshold, int)}
-            charts.append(about | _histogram(kept, dropped, threshold))
-    return charts
 
 
-def _score(item: Item, step: str, name: str) -> float | None:
-    found: Iterable[Any] = (d.scores.get(name) for d in item.decisions if d.step == step)
-    return next((float(value) for value in found if value is not None), None)
+class _Chart:
+    """A histogram of one score, kept and dropped apart, with the threshold. Its range is found before it is filled."""
 
+    def __init__(self, title: str, step: str, score: str, setting: str, keeps: str, settings: CurateSettings) -> None:
+        self._step, self._score, self._threshold = step, score, getattr(settings, setting)
+        whole = isinstance(self._threshold, int)
+        self._about = {"title": title, "setting": setting, "keeps": keeps, "whole": whole}
+        self.values = 0
+        self._low, self._high = math.inf, -math.inf
+        self._kept, self._dropped = [0] * BINS, [0] * BINS
 
-def _histogram(kept: list[float], dropped: list[float], threshold: float) -> dict[str, Any]:
-    """Bars of heights 0-100 for a stacked histogram, how many inputs each has, and where the threshold is (0-100
-    across, None outside).
-    """
-    everything = np.array(kept + dropped)
-    low, high = float(everything.min()), float(everything.max())
-    high = high if high > low else low + 1
-    counts = [np.histogram(values, BINS, (low, high))[0] for values in (kept, dropped)]
-    most = max(1, int((counts[0] + counts[1]).max()))
-    bars = [(round(100 * k / most, 1), round(100 * d / most, 1)) for k, d in zip(*counts, strict=True)]
-    at = 100 * (threshold - low) / (high - low) if low <= threshold <= high else None
-    spans = {"low": f"{low:.3g}", "high": f"{high:.3g}", "from": low, "to": high}
-    return {"bars": bars, "counts": (counts[0] + counts[1]).tolist(), "at": at, "count": len(everything), **spans}
+    def _of(self, item: Item) -> float | None:
+        for decision in item.decisions:
+            if decision.step == self._step and decision.scores.get(self._score) is not None:
+                return float(decision.scores[self._score])
+        return None
+
+    def measure(self, item: Item) -> None:
+        """Let the range hold the item's score."""
+        value = self._of(item)
+        if value is not None:
+            self.values += 1
+            self._low, self._high = min(self._low, value), max(self._high, value)
+
+    def count(self, item: Item) -> None:
+        """Count the item's score."""
+        value = self._of(item)
+        if value is not None:
+            place = min(BINS - 1, int(BINS * (value - self._low) / self._span))
+            (self._kept if item.kept else self._dropped)[place] += 1
+
+    @property
+    def _span(self) -> float:
+        return self._high - self._low or 1.0
+
+    def shown(self) -> dict[str, Any]:
+        """For the page: bars of heights 0-100, kept and dropped, how many inputs each has, and where the threshold is
+        (0-100 across, None outside).
+        """
+        counts = [kept + dropped for kept, dropped in zip(self._kept, self._dropped, strict=True)]
+        scale = 100 / max(1, *counts)
+        bars = [(round(scale * k, 1), round(scale * d, 1)) for k, d in zip(self._kept, self._dropped, strict=True)]
+        low, high = self._low, self._low + self._span
+        at = 100 * (self._threshold - low) / self._span if low <= self._threshold <= high else None
+        ends = {"low": f"{low:.3g}", "high": f"{high:.3g}", "from": low, "to": high}
+        return self._about | ends | {"bars": bars, "counts": counts, "at": at, "count": self.values}

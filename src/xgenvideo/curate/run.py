@@ -6,28 +6,28 @@ Decoders and models run in child processes, a unit of the input at a time (`unit
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from xgenvideo.curate.clips import read_clip
+from xgenvideo.curate.inputs import Inputs, batches
 from xgenvideo.curate.pairs import choose_split
 from xgenvideo.curate.report import write_report
-from xgenvideo.curate.settings import ASKED, CurateSettings
-from xgenvideo.curate.sources import read_source
-from xgenvideo.curate.splitting import scan_shots, split_shots
-from xgenvideo.curate.stages import Item, Progress, Workplace, add_up
-from xgenvideo.curate.steps import FUNNEL, OF_ALL, OF_CLIPS, OF_RECORDS, judge
-from xgenvideo.curate.units import describe, run_units, write_whole
+from xgenvideo.curate.settings import CurateSettings
+from xgenvideo.curate.sources import read_inputs
+from xgenvideo.curate.stages import Progress, Workplace, add_up
+from xgenvideo.curate.steps import OF_CLIPS, judge, judge_all
+from xgenvideo.curate.tally import Tally, sizes_of
+from xgenvideo.curate.units import run_units, write_whole
 from xgenvideo.data.shards import publish_dataset
 from xgenvideo.data.text import texts
 from xgenvideo.data.tokenizer import train_tokenizer
 from xgenvideo.errors import DataError
-from xgenvideo.records import Pair, Sample
+from xgenvideo.records import Sample
 
-VERSION = 1
+VERSION = 2
 SLICE = 1000  # inputs
 OUR_FILES = ("audit.jsonl", "report.html", "curation.json", "tokenizer.json")
 
@@ -78,30 +78,28 @@ def curate(
     settings = settings or CurateSettings()
     source, out = Path(source), Path(out)
     folder = work_folder(out, work)
-    entries = read_source(source, videos, settings.preset, folder / "unpacked", settings.download != "off")
-    items = [Item(number, entry) for number, entry in enumerate(entries)]
-    signature = _signature(items, settings)
-    finished = _finished(out, signature)
-    if finished is not None:
-        return finished
-    with Workplace(folder, settings, progress) as place:
-        if settings.split_shots:
-            with place.timed("shots"):
-                scan_shots(entries, place)
-            items = [Item(number, entry) for number, entry in enumerate(split_shots(entries, place))]
-        del entries  # the items hold them, with captions masked
-        judge(items, place, OF_RECORDS)
-        run_units([item for item in items if item.kept], place)
-        timings = place.seconds
-    with Workplace(folder, settings, progress) as place:  # with what the units have stored
-        _judge_clips(items, place)
-        judge(items, place, OF_ALL)
-        with place.timed("write"):
-            _publish(items, place, out)
-        add_up(timings, place.seconds)
-        summary = _summary(items, settings, out, signature, timings)
-        write_report(out / "report.html", items, summary.to_dict(), settings, place.read_clip)
-    sizes = _sizes(items, place, out)
+    inputs, described = read_inputs(source, videos, settings, folder)
+    try:
+        signature = hashlib.sha256(f"{VERSION} {settings.signature()} {described}".encode()).hexdigest()
+        finished = _finished(out, signature)
+        if finished is not None:
+            return finished
+        with Workplace(folder, settings, progress) as place:
+            run_units(inputs, place)
+            timings = place.seconds
+        with Workplace(folder, settings, progress) as place:  # with what the units have stored
+            _judge_clips(inputs, place)
+            judge_all(inputs, place)
+            tally = Tally.of(inputs)
+            with place.timed("write"):
+                _publish(inputs, tally, place, out)
+            add_up(timings, place.seconds)
+            summary = _summary(tally, settings, out, signature, timings)
+            write_report(out / "report.html", inputs, summary.to_dict(), settings, place.read_clip)
+            sizes = sizes_of(inputs, place)
+    finally:
+        inputs.remove()
+    sizes["shards"] = sum(path.stat().st_size for path in out.glob("*.tar"))
     record = summary.to_dict() | {"settings": settings.to_dict(), "work": str(folder), "bytes": sizes}
     write_whole(out / "curation.json", [json.dumps(record, indent=1)])
     return summary
@@ -112,39 +110,38 @@ def work_folder(out: Path, work: Path | None) -> Path:
     return Path(work or out.absolute().with_name(out.name + ".work")).absolute()
 
 
-def _judge_clips(items: list[Item], work: Workplace) -> None:
+def _judge_clips(inputs: Inputs, work: Workplace) -> None:
     """By the scores that the units have stored, few at a time: what was measured of a clip takes kilobytes."""
-    for start in range(0, len(items), SLICE):
-        some = [item for item in items[start : start + SLICE] if item.kept]
-        judge(some, work, OF_CLIPS)
-        for item in some:
-            item.forget_measures()
+    for some in inputs.change():
+        for few in batches((item for item in some if item.kept), SLICE):
+            judge(few, work, OF_CLIPS)
+            for item in few:
+                item.forget_measures()
 
 
-def _publish(items: list[Item], work: Workplace, out: Path) -> None:
+def _publish(inputs: Inputs, tally: Tally, work: Workplace, out: Path) -> None:
     """The dataset in one rename, then what stands beside it."""
-    kept = [item for item in items if item.kept]
     if out.is_dir() and not (out / "dataset.json").exists():
         for name in OUR_FILES:  # of an earlier run that kept nothing
             (out / name).unlink(missing_ok=True)
-    if kept:
-        card = {"curation": VERSION, "settings": work.settings.to_dict(), "dropped": _reasons(items)}
-        publish_dataset(out, _samples(kept, work), card)
-        learned = [_pair(item) for item in kept if item.split == "train"]
-        if learned:
+    if tally.kept:
+        card = {"curation": VERSION, "settings": work.settings.to_dict(), "dropped": tally.dropped}
+        publish_dataset(out, _samples(inputs, work), card)
+        if tally.splits["train"]:
+            learned = (item.pair for item in inputs if item.kept and item.split == "train")
             temporary = out / "tokenizer.json.part"
             train_tokenizer(texts(learned), work.settings.vocabulary).save(temporary)
             temporary.replace(out / "tokenizer.json")
     elif out.exists() and any(out.iterdir()):
         raise DataError(f"{out}: holds something else, and nothing of the input was kept; give a new folder")
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / "audit.jsonl", (json.dumps(item.to_dict()) + "\n" for item in items))
+    write_whole(out / "audit.jsonl", (json.dumps(item.to_dict()) + "\n" for item in inputs))
 
 
-def _samples(kept: Iterable[Item], work: Workplace) -> Iterator[Sample]:
-    for number, item in enumerate(kept):
+def _samples(inputs: Inputs, work: Workplace) -> Iterator[Sample]:
+    for number, item in enumerate(item for item in inputs if item.kept):
         work.report("write", number)
-        pair = choose_split(_pair(item), work.settings.heldout_share)
+        pair = choose_split(item.pair, work.settings.heldout_share)
         clip = read_clip(work.clip_path(str(item.content)))
         yield Sample(
             key=pair.key,
@@ -160,61 +157,20 @@ def _samples(kept: Iterable[Item], work: Workplace) -> Iterator[Sample]:
         )
 
 
-def _pair(item: Item) -> Pair:
-    assert item.entry.pair is not None, f"{item.entry.name} was kept without a record"
-    return item.entry.pair
-
-
-def _reasons(items: list[Item]) -> dict[str, int]:
-    return dict(sorted(Counter(item.reason for item in items if item.reason is not None).items()))
-
-
 def _summary(
-    items: list[Item], settings: CurateSettings, out: Path, signature: str, timings: dict[str, float]
+    tally: Tally, settings: CurateSettings, out: Path, signature: str, timings: dict[str, float]
 ) -> CurateSummary:
-    kept = [item for item in items if item.kept]
-    shares = Counter(str(item.split) for item in kept)
     return CurateSummary(
         out=out,
-        pairs_in=len(items),
-        pairs_kept=len(kept),
-        pairs_failed=sum(item.failed for item in items),
-        dropped=_reasons(items),
-        splits=dict(sorted(shares.items())),
-        funnel=_funnel(items, settings),
+        pairs_in=tally.inputs,
+        pairs_kept=tally.kept,
+        pairs_failed=tally.failed,
+        dropped=tally.dropped,
+        splits=dict(sorted(tally.splits.items())),
+        funnel=tally.funnel(settings),
         signature=signature,
         timings={step: round(seconds, 2) for step, seconds in timings.items()},
     )
-
-
-def _funnel(items: list[Item], settings: CurateSettings) -> dict[str, int]:
-    """How many inputs are left after each step."""
-    left, funnel = len(items), {"inputs": len(items)}
-    far = any(item.entry.url is not None for item in items)
-    lost = Counter(item.lost_at for item in items if not item.kept)
-    for step in FUNNEL:
-        if (step == "download" and not far) or (step in ASKED and not settings.runs(step)):
-            continue
-        left -= lost[step]
-        funnel[step] = left
-    return funnel
-
-
-def _signature(items: list[Item], settings: CurateSettings) -> str:
-    """Hash of the records, of the files' sizes and times, and of the settings."""
-    return hashlib.sha256(f"{VERSION} {settings.signature()} {describe(items)}".encode()).hexdigest()
-
-
-def _sizes(items: list[Item], work: Workplace, out: Path) -> dict[str, int]:
-    """Bytes of the inputs' videos that lie here, of their decoded clips, and of the dataset's shards."""
-    videos = {item.entry.path for item in items if item.entry.path is not None}
-    clips = {work.clip_path(item.content) for item in items if item.content is not None}
-    counted = {"videos": videos, "clips": clips, "shards": out.glob("*.tar")}
-    return {name: sum(map(_size, paths)) for name, paths in counted.items()}
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
 
 
 def _finished(out: Path, signature: str) -> CurateSummary | None:

@@ -232,6 +232,7 @@ class CurateSettings:
             "decode": True,
             "watermark_model": bool(self.watermark_model),
             "aesthetic_model": bool(self.aesthetic_model),
+            "templates": "captions" in self.steps,
             "balance": self.max_per_concept > 0,
         }
         return asked.get(step, step in self.steps)

@@ -1,16 +1,24 @@
 """What curation reads from: a folder, a dataset's own listing (Panda-70M, InternVid, WebVid), WebDataset tars."""
 
+import hashlib
 import math
-from collections import defaultdict
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from xgenvideo.curate.inputs import WHOLE, Description, Inputs, Item, Part
 from xgenvideo.curate.listings import read_csv, read_jsonl
-from xgenvideo.curate.pairs import Entry, read_entries, refuse_repeated
+from xgenvideo.curate.pairs import Entry, read_entries
 from xgenvideo.curate.places import videos_at
+from xgenvideo.curate.settings import CurateSettings
 from xgenvideo.curate.tars import read_tars
 from xgenvideo.errors import DataError
+
+NO_KEY = bytes(16)
 
 
 @dataclass(frozen=True)
@@ -30,29 +38,47 @@ SUBSETS = {
 }
 
 
-def read_source(
-    source: Path, videos: Path | str | None, preset: str, unpacked: Path, linked: bool = False
-) -> list[Entry]:
+def read_inputs(
+    source: Path, videos: Path | str | None, settings: CurateSettings, work: Path, part: Part = WHOLE
+) -> tuple[Inputs, str]:
+    """The inputs of a source, chosen by the settings' preset, in `work`; and the SHA-256 of all that was read.
+
+    Raises DataError when the source itself cannot be read, or has none of the scores that the preset chooses by.
+    """
+    selection = Selection(SUBSETS[settings.preset] if settings.preset else None)
+    description = Description()
+
+    def seen() -> Iterator[Entry]:
+        for entry in read_source(source, videos, work / "unpacked", settings.download != "off"):
+            selection.see(entry)
+            description.add(entry)
+            yield entry
+
+    inputs = Inputs.write(work / f"inputs{part.suffix}", seen(), settings.unit_pairs, part)
+    if not len(inputs):
+        raise DataError(f"{source}: has no pair in it")
+    if selection.choose():
+        for some in inputs.change():
+            some[:] = map(selection.apply, some)
+    return inputs, description.sha256
+
+
+def read_source(source: Path, videos: Path | str | None, unpacked: Path, linked: bool = False) -> Iterable[Entry]:
     """All inputs of a source in order. `videos`: where a listing's files are; `unpacked`: where tars' videos are put.
 
     `videos` is a local folder or one of an object store (s3://bucket/folder); `linked`: a video that is not in it has
-    the URL that the listing gives.
-    Raises DataError when the source itself cannot be read, or has none of the scores that the preset chooses by.
+    the URL that the listing gives. Raises DataError when the source itself cannot be read.
     """
     source = Path(source)
     tars = _tars(source)
     if videos is not None and (source.is_dir() or tars):
         raise DataError(f"{source}: is no listing, its videos are in it; leave --videos {videos} away")
     if tars:
-        entries = list(refuse_repeated(read_tars(tars, unpacked)))
-    elif source.is_file():
+        return read_tars(tars, unpacked)
+    if source.is_file():
         reader = read_csv if source.suffix == ".csv" else read_jsonl
-        entries = list(refuse_repeated(reader(source, videos_at(videos or source.parent, linked))))
-    else:
-        entries = read_entries(source)
-    if not entries:
-        raise DataError(f"{source}: has no pair in it")
-    return list(choose(entries, SUBSETS[preset])) if preset else entries
+        return reader(source, videos_at(videos or source.parent, linked))
+    return read_entries(source)
 
 
 def _tars(source: Path) -> list[Path]:
@@ -61,34 +87,86 @@ def _tars(source: Path) -> list[Path]:
     return [] if (source / "pairs.jsonl").exists() else sorted(source.glob("*.tar"))
 
 
-def choose(entries: list[Entry], preset: Preset) -> Iterator[Entry]:
-    """The entries in order; those outside the subset carry a reason: no_score, low_score, clips_of_video."""
-    usable = [entry for entry in entries if entry.reason is None]
-    scores = sorted((entry.scores[preset.score] for entry in usable if preset.score in entry.scores), reverse=True)
-    if not scores:
-        raise DataError(f"no input has the score {preset.score!r} that the preset chooses by; leave the preset away")
-    least = scores[max(1, math.ceil(preset.top_share * len(scores))) - 1]
-    chosen = [e for e in usable if preset.score in e.scores and preset.over < e.scores[preset.score] >= least]
-    best = _best_of_each_video(chosen, preset)
-    passed = {id(entry) for entry in chosen}
-    for entry in entries:
-        if entry.reason is not None or id(entry) in best:
-            yield entry
-        elif preset.score not in entry.scores:
-            yield replace(entry, reason="no_score", detail=f"has no {preset.score}", step="select")
-        elif id(entry) not in passed:
-            detail = f"{preset.score} {entry.scores[preset.score]:g}, the subset begins at {max(least, preset.over):g}"
-            yield replace(entry, reason="low_score", detail=detail, step="select")
+class Selection:
+    """What can be said of inputs only when all have been seen: whose key came before, and which a preset chooses.
+
+    Holds 16 bytes an input, with a preset 32.
+    """
+
+    def __init__(self, preset: Preset | None) -> None:
+        self._preset = preset
+        self._keys, self._scores, self._sources = bytearray(), array("d"), array("Q")
+        self._repeated: frozenset[int] = frozenset()
+        self._least = -math.inf
+        self._best: NDArray[np.bool_] | None = None
+
+    def see(self, entry: Entry) -> None:
+        """The next of the inputs."""
+        self._keys += _digest(entry.pair.key, 16) if entry.pair is not None else NO_KEY
+        if self._preset is not None:
+            self._scores.append(entry.scores.get(self._preset.score, math.nan) if entry.pair is not None else math.nan)
+            source = _digest(entry.pair.source, 8) if entry.pair is not None else bytes(8)
+            self._sources.append(int.from_bytes(source, "little"))
+
+    def choose(self) -> bool:
+        """All have been seen; whether `apply` has anything to say. Raises DataError where a preset has no score."""
+        self._repeated = _repeated(np.frombuffer(self._keys, "<u8").reshape(-1, 2))
+        self._keys = bytearray()
+        if self._preset is not None:
+            scores = np.array(self._scores)
+            scores[list(self._repeated)] = math.nan
+            self._best = self._choose(scores, np.array(self._sources, np.uint64))
+        return bool(self._repeated) or self._best is not None
+
+    def _choose(self, scores: NDArray[np.float64], sources: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Which inputs the preset chooses."""
+        preset = self._preset
+        assert preset is not None, "there is no preset"
+        known = np.flatnonzero(~np.isnan(scores))
+        if not len(known):
+            raise DataError(
+                f"no input has the score {preset.score!r} that the preset chooses by; leave the preset away"
+            )
+        self._least = float(np.sort(scores[known])[-max(1, math.ceil(preset.top_share * len(known)))])
+        chosen = known[(scores[known] > preset.over) & (scores[known] >= self._least)]
+        best = np.zeros(len(scores), np.bool_)
+        if preset.clips_a_video is None:
+            best[chosen] = True
+            return best
+        # Stable: of clips with one score the earlier stays.
+        ranked = chosen[np.lexsort((chosen, -scores[chosen], sources[chosen]))]
+        begins = np.flatnonzero(np.diff(sources[ranked], prepend=sources[ranked[:1]] + np.uint64(1)))
+        lengths = np.diff(begins, append=len(ranked))
+        places = np.arange(len(ranked)) - np.repeat(begins, lengths)
+        best[ranked[places < preset.clips_a_video]] = True
+        return best
+
+    def apply(self, item: Item) -> Item:
+        """The input, with its reason if it is not chosen: duplicate_key, no_score, low_score, clips_of_video."""
+        entry, preset = item.entry, self._preset
+        if item.number in self._repeated:
+            detail = f"key {item.pair.key} came before"
+            return Item(item.number, Entry(entry.name, reason="duplicate_key", detail=detail))
+        if entry.reason is not None or preset is None or self._best is None or self._best[item.number]:
+            return item
+        if preset.score not in entry.scores:
+            reason, detail = "no_score", f"has no {preset.score}"
+        elif preset.over < entry.scores[preset.score] >= self._least:
+            reason, detail = "clips_of_video", f"{preset.clips_a_video} clips of its video score higher"
         else:
-            detail = f"{preset.clips_a_video} clips of its video score higher"
-            yield replace(entry, reason="clips_of_video", detail=detail, step="select")
+            least = max(self._least, preset.over)
+            reason = "low_score"
+            detail = f"{preset.score} {entry.scores[preset.score]:g}, the subset begins at {least:g}"
+        return Item(item.number, replace(entry, reason=reason, detail=detail, step="select"))
 
 
-def _best_of_each_video(chosen: Iterable[Entry], preset: Preset) -> set[int]:
-    groups: dict[str, list[Entry]] = defaultdict(list)
-    for entry in chosen:
-        assert entry.pair is not None, f"{entry.name} has no record"
-        groups[entry.pair.source].append(entry)
-    # Stable: of clips with one score the earlier stays.
-    ranked = (sorted(group, key=lambda entry: -entry.scores[preset.score]) for group in groups.values())
-    return {id(entry) for group in ranked for entry in group[: preset.clips_a_video]}
+def _digest(text: str, size: int) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "backslashreplace"), digest_size=size).digest()
+
+
+def _repeated(keys: NDArray[np.uint64]) -> frozenset[int]:
+    """The rows of keys [N 2] that are equal to an earlier one; zeros are no key."""
+    order = np.lexsort((keys[:, 1], keys[:, 0]))
+    ordered = keys[order]
+    same = (ordered[1:] == ordered[:-1]).all(axis=1) & ordered[1:].any(axis=1)
+    return frozenset(order[1:][same].tolist())

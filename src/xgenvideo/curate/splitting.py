@@ -5,16 +5,31 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from xgenvideo.curate.fetched import Wish, bring, place_of
+from xgenvideo.curate.inputs import Item
 from xgenvideo.curate.pairs import Entry
 from xgenvideo.curate.settings import CurateSettings
 from xgenvideo.curate.shots import Shot, ShotModel, find_shots
 from xgenvideo.curate.stages import TRANSIENT, Workplace
 from xgenvideo.curate.workers import DecodePool
+
+
+def split_shots(items: Iterable[Item], work: Workplace) -> list[Item]:
+    """Clips of the shots of every input; one that cannot be looked through stays whole, for decoding to say why."""
+    entries = [item.entry for item in items]
+    scan_shots(entries, work)
+    return [Item(number, entry) for number, entry in enumerate(chain.from_iterable(_clips(e, work) for e in entries))]
+
+
+def _clips(entry: Entry, work: Workplace) -> Iterable[Entry]:
+    name = _scan_name(entry)
+    shots = work.shots[name]["shots"] if name is not None and name in work.shots else []
+    return as_clips(entry, shots, work.settings) if shots and entry.pair is not None else (entry,)
 
 
 def scan_shots(entries: Iterable[Entry], work: Workplace) -> None:
@@ -25,7 +40,7 @@ def scan_shots(entries: Iterable[Entry], work: Workplace) -> None:
     jobs = {
         name: {"path": str(path), "out": str(folder / f"{name[:32]}.npz"), "start": entry.start,
                "end": entry.end, "max_seconds": settings.max_scan_seconds}
-        for name, entry, path in _files([entry for entry in entries if not_scanned([entry], work)], work)
+        for name, entry, path in _files([entry for entry in entries if not _scanned(entry, work)], work)
     }  # fmt: skip
     model = ShotModel() if jobs and settings.split_shots == "transnetv2" else None
     processes = min(settings.processes, max(1, len(jobs)))
@@ -56,20 +71,10 @@ def _files(entries: list[Entry], work: Workplace) -> Iterator[tuple[str, Entry, 
             work.shots.put(name, {"shots": [], "reason": note["reason"]})
 
 
-def not_scanned(entries: Iterable[Entry], work: Workplace) -> int:
-    """How many inputs have not been looked through yet."""
-    return sum((name := _scan_name(entry)) is not None and name not in work.shots for entry in entries)
-
-
-def split_shots(entries: Iterable[Entry], work: Workplace) -> Iterator[Entry]:
-    """Clips of the shots of every input; one that cannot be looked through stays whole, for decoding to say why."""
-    for entry in entries:
-        name = _scan_name(entry)
-        shots = work.shots[name]["shots"] if name is not None and name in work.shots else []
-        if shots and entry.pair is not None:
-            yield from as_clips(entry, shots, work.settings)
-        else:
-            yield entry
+def _scanned(entry: Entry, work: Workplace) -> bool:
+    """Whether an input has been looked through, or need not be."""
+    name = _scan_name(entry)
+    return name is None or name in work.shots
 
 
 def _scan_name(entry: Entry) -> str | None:

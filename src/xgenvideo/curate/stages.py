@@ -5,16 +5,15 @@ import json
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Any, TypeVar
 
-from xgenvideo.curate.clips import Clip, read_clip, read_thumbs
-from xgenvideo.curate.duplicates import Fingerprint, find_duplicates, fingerprint
+from xgenvideo.curate.clips import Clip, read_clip
+from xgenvideo.curate.inputs import Item
 from xgenvideo.curate.motion import judge_motion
 from xgenvideo.curate.pairs import Entry, choose_split
 from xgenvideo.curate.settings import CurateSettings, Decision
@@ -27,7 +26,6 @@ VERSIONS = {
     "download": "1", "decode": "4", "text_overlay": "1", "semantic": "1", "shots": "2", "safety": "1",
     "watermark_model": "1", "aesthetic_model": "1",
 }  # fmt: skip
-MEASURED = frozenset({"motion", "picture", "text", "marks", "colours"})  # facts that a step judges and reports itself
 SAMPLING = ("fps", "max_frames", "short_side", "jpeg_quality", "crop_bars")
 # Tried again by the next run.
 TRANSIENT = frozenset({"decode_timeout", "decoder_crashed", "download_timeout", "download_unreachable"})
@@ -37,83 +35,10 @@ MODELS = {
     "aesthetic_model": "an image classification model",
 }
 
-NOTHING: Mapping[str, Any] = MappingProxyType({})
-
 Progress = Callable[[str, int, int], None]
 Seconds = defaultdict[str, float]  # of processor time, by step
 Value = TypeVar("Value")
 Result = TypeVar("Result")
-
-
-@dataclass(slots=True)
-class Item:
-    """One input on its way: what was read, what was decoded, and every decision so far."""
-
-    number: int
-    entry: Entry
-    content: str | None = None
-    facts: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
-    decisions: list[Decision] = field(default_factory=list)
-    split: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.entry.reason is not None:
-            self.decisions.append(Decision(self.entry.step, self.entry.reason, self.entry.scores, self.entry.detail))
-
-    @property
-    def kept(self) -> bool:
-        """Whether no step has dropped it."""
-        return all(decision.keep for decision in self.decisions)
-
-    @property
-    def _drop(self) -> Decision | None:
-        return next((decision for decision in self.decisions if not decision.keep), None)
-
-    @property
-    def reason(self) -> str | None:
-        """The reason code it was dropped with."""
-        return self._drop.reason if self._drop else None
-
-    @property
-    def lost_at(self) -> str | None:
-        """The step that dropped it."""
-        return self._drop.step if self._drop else None
-
-    @property
-    def failed(self) -> bool:
-        """Whether it could not be read or decoded, as opposed to judged."""
-        crashed = self.reason is not None and self.reason.startswith("crashed_")
-        return (
-            crashed or self.lost_at in ("read", "download") or (self.lost_at == "decode" and self.reason != "too_short")
-        )
-
-    def forget_measures(self) -> None:
-        """Let go of the facts that every step has judged: they are in the store, and large."""
-        self.facts = {name: value for name, value in self.facts.items() if name not in MEASURED}
-
-    def lineage(self) -> dict[str, Any]:
-        """Where the sample is from, every score and every decision."""
-        assert self.entry.pair is not None, f"{self.entry.name} has no record"
-        return {
-            "video": self.entry.pair.video,
-            "content": self.content,
-            "start": self.entry.start,
-            "end": self.entry.end if self.entry.end is not None else self.facts.get("seconds"),
-            "published": self.entry.scores,
-            "facts": {name: value for name, value in self.facts.items() if name not in MEASURED},
-            "decisions": [decision.to_dict() for decision in self.decisions],
-        }
-
-    def to_dict(self) -> dict[str, Any]:
-        """A line of audit.jsonl."""
-        pair = self.entry.pair
-        status = "kept" if self.kept else "failed" if self.failed else "dropped"
-        record = {"number": self.number, "name": self.entry.name, "key": pair.key if pair else self.entry.name}
-        outcome = {"status": status, "step": self.lost_at, "reason": self.reason}
-        detail = {"detail": self._drop.detail if self._drop else ""}
-        if pair is None:
-            return record | outcome | detail
-        return record | outcome | detail | {"caption": pair.caption, "source": pair.source} | self.lineage()
 
 
 class Workplace:
@@ -168,8 +93,8 @@ class Workplace:
             self.seconds[step] += sum(os.times()[:4]) - begun
 
     def clip_path(self, content: str) -> Path:
-        """Where the decoded clip of a content hash lies; other sampling settings give another file."""
-        return self.clips / f"{content[:32]}-{self.decoded.version.rpartition('-')[2]}.npz"
+        """Where the decoded clip of a content hash lies, in one of 256 folders; other sampling, another file."""
+        return self.clips / content[:2] / f"{content[2:32]}-{self.decoded.version.rpartition('-')[2]}.npz"
 
     def has_clip(self, content: str) -> bool:
         """Whether a content was decoded, with or without success, and its clip is there."""
@@ -218,8 +143,7 @@ def judge_languages(items: list[Item], work: Workplace) -> None:
 
     detector = LanguageDetector()
     for item in items:
-        assert item.entry.pair is not None
-        item.decisions.append(judge_language(item.entry.pair.caption, detector, work.settings))
+        item.decisions.append(judge_language(item.pair.caption, detector, work.settings))
 
 
 def decode(items: list[Item], work: Workplace) -> None:
@@ -228,8 +152,7 @@ def decode(items: list[Item], work: Workplace) -> None:
     hashes: dict[Path, str | None] = {}
     for item in items:
         assert item.entry.path is not None, f"{item.entry.name} has no file"
-        assert item.entry.pair is not None, f"{item.entry.name} has no record"
-        item.split = choose_split(item.entry.pair, settings.heldout_share).split
+        item.split = choose_split(item.pair, settings.heldout_share).split
         if item.content is None:
             if item.entry.path not in hashes:
                 hashes[item.entry.path] = content_hash(item.entry.path)
@@ -241,10 +164,11 @@ def decode(items: list[Item], work: Workplace) -> None:
         if not stored:
             work.decoded.forget(item.content)
         if not stored and item.content not in jobs:
-            out = str(work.clip_path(item.content))
+            out = work.clip_path(item.content)
+            out.parent.mkdir(exist_ok=True)
             sampling = {name: getattr(settings, name) for name in SAMPLING}
             times = {"start": item.entry.start, "end": item.entry.end}
-            jobs[item.content] = {"path": str(item.entry.path), "out": out} | times | sampling
+            jobs[item.content] = {"path": str(item.entry.path), "out": str(out)} | times | sampling
     failed = _run_jobs(jobs, work)
     for item in items:
         if item.content is not None:
@@ -330,37 +254,3 @@ def in_threads(
     """(value, work(value)) for all values, on as many threads as there are cores; the models release Python's lock."""
     with ThreadPoolExecutor(max(1, min(settings.processes, len(values)))) as pool:
         yield from zip(values, pool.map(work, values), strict=True)
-
-
-class _Prints(Mapping[int, Fingerprint]):
-    """Fingerprints of items by their number, each made when it is asked for: a million take tens of gigabytes."""
-
-    def __init__(self, items: list[Item], work: Workplace) -> None:
-        self._items, self._work = {item.number: item for item in items}, work
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __iter__(self) -> Iterator[int]:
-        return self._work.tell("duplicates", self._items, len(self._items))
-
-    def __getitem__(self, number: int) -> Fingerprint:
-        item = self._items[number]
-        thumbs, pts = read_thumbs(self._work.clip_path(str(item.content)))
-        # Larger than what is stored is no better: an enlarged copy must not win.
-        side = min(item.facts["width"], item.facts["height"], self._work.settings.short_side)
-        return fingerprint(thumbs, pts, item.facts["seconds"], (-side, number))
-
-
-def judge_duplicates(items: list[Item], work: Workplace) -> None:
-    """Of clips with the same pictures in the same order the largest is kept, or the first of the same size."""
-    found = find_duplicates(_Prints(items, work), work.settings)
-    names = {kept: "" for kept, _ in found.values()}
-    names.update((item.number, item.entry.name) for item in items if item.number in names)
-    for item in items:
-        kept, alike = found.get(item.number, (None, 0.0))
-        if kept is None:
-            item.decisions.append(Decision("duplicates"))
-        else:
-            scores = {"likeness": alike, "of": names[kept]}
-            item.decisions.append(Decision("duplicates", "near_duplicate", scores, f"of {names[kept]}"))

@@ -2,23 +2,23 @@
 
 from collections.abc import Callable, Iterable
 
-from xgenvideo.curate import stages
+from xgenvideo.curate import across, stages
 from xgenvideo.curate.fetched import download
+from xgenvideo.curate.inputs import Inputs, Item
 from xgenvideo.curate.meaning import judge_alignments
 from xgenvideo.curate.quality import (
     judge_aesthetic_models,
     judge_aesthetic_scores,
-    judge_balance,
     judge_captions,
     judge_pictures,
     judge_safeties,
     judge_watermark_models,
 )
-from xgenvideo.curate.stages import Item, Workplace
+from xgenvideo.curate.stages import Workplace
 
 Step = tuple[str, Callable[[list[Item], Workplace], None]]
 
-# By the records alone, over all inputs.
+# By the records alone.
 OF_RECORDS: tuple[Step, ...] = (
     ("language", stages.judge_languages),
     ("captions", judge_captions),
@@ -36,8 +36,12 @@ OF_CLIPS: tuple[Step, ...] = (
     ("safety", judge_safeties),
     ("alignment", judge_alignments),
 )
-# Clips against one another.
-OF_ALL: tuple[Step, ...] = (("duplicates", stages.judge_duplicates), ("balance", judge_balance))
+# Inputs against one another.
+OF_ALL: tuple[tuple[str, Callable[[Inputs, Workplace], None]], ...] = (
+    ("templates", across.judge_templates),
+    ("duplicates", across.judge_duplicates),
+    ("balance", across.judge_balance),
+)
 FUNNEL = ("read", "select", "shots", *(name for name, _ in OF_RECORDS + OF_CLIPS + OF_ALL))
 
 
@@ -50,3 +54,11 @@ def judge(
             begin(name)
             with work.timed(name):
                 step([item for item in items if item.kept], work)
+
+
+def judge_all(inputs: Inputs, work: Workplace) -> None:
+    """Run those of the steps over all inputs that are on."""
+    for name, step in OF_ALL:
+        if work.settings.runs(name):
+            with work.timed(name):
+                step(inputs, work)

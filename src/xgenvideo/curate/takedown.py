@@ -8,11 +8,13 @@ import os
 import secrets
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from xgenvideo.curate.store import index_path
+from xgenvideo.curate.units import write_whole
 from xgenvideo.data.dataset import BETWEEN_KEYS, Dataset, open_dataset
 from xgenvideo.data.shards import sync, write_dataset
 from xgenvideo.errors import DataError
@@ -46,7 +48,7 @@ def trace(folder: Path, key: str) -> list[dict[str, Any]]:
     Raises DataError for what is no curated dataset, or a key that never came in.
     """
     folder = Path(folder)
-    found = [line for line in _audit(folder) if key in (line["key"], line["name"])]
+    found = [line for line in read_audit(folder) if key in (line["key"], line["name"])]
     if not found and BETWEEN_KEYS in key:
         return [line for each in key.split(BETWEEN_KEYS) for line in trace(folder, each)]
     if not found:
@@ -77,8 +79,7 @@ def forget(folder: Path, source: str) -> Forgotten:
     folder = Path(folder).absolute()
     _remove_leftovers(folder)
     dataset = open_dataset(folder)
-    lines = _audit(folder)
-    theirs = [line for line in lines if line.get("source") == source]
+    theirs = [line for line in read_audit(folder) if line.get("source") == source]
     rows = [row for split in dataset.counts for row in dataset.rows(split) if row.source == source]
     if not theirs and not rows:
         raise DataError(f"{folder}: nothing came from the source {source!r}; `xgv trace` tells a sample's source")
@@ -94,7 +95,7 @@ def forget(folder: Path, source: str) -> Forgotten:
     write_dataset(fresh, _others(dataset, source), dataset.card)
     after = open_dataset(fresh).fingerprint
     done = Forgotten(source, keys, len(theirs), clips, dataset.fingerprint, after)
-    _write_beside(folder, fresh, [_emptied(line) if line.get("source") == source else line for line in lines], done)
+    _write_beside(folder, fresh, done)
     _exchange(fresh, folder)
     shutil.rmtree(fresh)
     return done
@@ -107,11 +108,13 @@ def _work(folder: Path) -> Path:
     return Path(record.get("work", folder.with_name(folder.name + ".work")))
 
 
-def _audit(folder: Path) -> list[dict[str, Any]]:
+def read_audit(folder: Path) -> Iterator[dict[str, Any]]:
+    """What became of each input, a line at a time. Raises DataError for what is no curated dataset."""
     path = Path(folder) / AUDIT
     if not path.is_file():
         raise DataError(f"{path}: is missing; give a dataset that `xgv curate` wrote")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with path.open(encoding="utf-8") as file:
+        yield from map(json.loads, file)
 
 
 def _others(dataset: Dataset, source: str) -> Iterator[Sample]:
@@ -129,19 +132,27 @@ def _emptied(line: dict[str, Any]) -> dict[str, Any]:
     return kept | {"status": "dropped", "step": "forget", "reason": "forgotten", "detail": ""}
 
 
-def _write_beside(folder: Path, fresh: Path, lines: list[dict[str, Any]], done: Forgotten) -> None:
+def _write_beside(folder: Path, fresh: Path, done: Forgotten) -> None:
     """The files beside the shards; report pages are left behind, because they show pictures."""
-    _write(fresh / AUDIT, "".join(json.dumps(line) + "\n" for line in lines))
+    statuses, dropped = Counter[str](), Counter[str]()
+
+    def lines() -> Iterator[str]:
+        for line in read_audit(folder):
+            left = _emptied(line) if line.get("source") == done.source else line
+            statuses[left["status"]] += 1
+            if left["reason"] is not None:
+                dropped[str(left["reason"])] += 1
+            yield json.dumps(left) + "\n"
+
+    write_whole(fresh / AUDIT, lines())
     if (folder / TOKENIZER).exists():
         shutil.copyfile(folder / TOKENIZER, fresh / TOKENIZER)
     if (folder / SUMMARY).exists():
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-        dropped = Counter(str(line["reason"]) for line in lines if line["reason"] is not None)
-        kept = len(lines) - sum(dropped.values())
-        failed = sum(line["status"] == "failed" for line in lines)
+        kept, failed = statuses["kept"], statuses["failed"]
         counts = {split: count for split, count in open_dataset(fresh).counts.items() if count}
         summary |= {"pairs_kept": kept, "pairs_failed": failed, "dropped": dict(sorted(dropped.items()))}
-        _write(fresh / SUMMARY, json.dumps(summary | {"splits": counts}, indent=1))
+        write_whole(fresh / SUMMARY, [json.dumps(summary | {"splits": counts}, indent=1)])
     # The record names the source by its hash: a takedown should not repeat what it takes down.
     digest = hashlib.sha256(done.source.encode()).hexdigest()
     record = {
@@ -151,13 +162,13 @@ def _write_beside(folder: Path, fresh: Path, lines: list[dict[str, Any]], done: 
         "before": done.fingerprint_before,
     }
     earlier = (folder / RECORD).read_text(encoding="utf-8") if (folder / RECORD).exists() else ""
-    _write(fresh / RECORD, earlier + json.dumps(record) + "\n")
+    write_whole(fresh / RECORD, [earlier, json.dumps(record) + "\n"])
     sync(fresh)
 
 
 def _forget_work(work: Path, contents: set[str]) -> int:
     """Remove decoded clips and stored scores of the contents; returns how many clips. They are made again if needed."""
-    found = [path for content in contents for path in (work / "clips").glob(f"{content[:32]}-*.npz")]
+    found = [path for content in contents for path in (work / "clips" / content[:2]).glob(f"{content[2:32]}-*.npz")]
     for path in found:
         path.unlink(missing_ok=True)
     shutil.rmtree(work / "unpacked", ignore_errors=True)  # tars' videos; the next run unpacks what it needs
@@ -166,31 +177,28 @@ def _forget_work(work: Path, contents: set[str]) -> int:
     for store in (work / "scores").glob("semantic*.jsonl"):
         store.unlink()
     for store in (work / "scores").glob("*.jsonl"):
-        lines = store.read_text(encoding="utf-8").splitlines(keepends=True)
-        _write(store, "".join(line for line in lines if line.endswith("\n") and json.loads(line)["id"] not in contents))
+        _write_scores(store, lambda row: row["id"] not in contents)
     return len(found)
+
+
+def _write_scores(store: Path, stays: Callable[[dict[str, Any]], bool]) -> None:
+    """A file of scores anew, with the rows that stay. Its index goes first: it is of the old one."""
+    index_path(store).unlink(missing_ok=True)
+    with store.open(encoding="utf-8") as file:
+        write_whole(store, (line for line in file if line.endswith("\n") and stays(json.loads(line))))
 
 
 def _forget_fetched(work: Path, urls: set[str]) -> None:
     """Remove the videos that were fetched from these URLs, and the notes of them."""
     for notes in (work / "scores").glob("download*.jsonl"):
-        lines = [
-            json.loads(line)
-            for line in notes.read_text(encoding="utf-8").splitlines(keepends=True)
-            if line.endswith("\n")
-        ]
-        for note in (line["scores"] for line in lines if line["scores"]["url"] in urls):
-            (work / "fetched" / f"{note.get('sha256')}.video").unlink(missing_ok=True)
-        _write(notes, "".join(json.dumps(line) + "\n" for line in lines if line["scores"]["url"] not in urls))
 
+        def stays(row: dict[str, Any]) -> bool:
+            note = row["scores"]
+            if note["url"] in urls:
+                (work / "fetched" / f"{note.get('sha256')}.video").unlink(missing_ok=True)
+            return note["url"] not in urls
 
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+        _write_scores(notes, stays)
 
 
 def _exchange(fresh: Path, folder: Path) -> None:

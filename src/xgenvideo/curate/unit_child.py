@@ -11,7 +11,8 @@ from contextlib import suppress
 from typing import Any, BinaryIO
 
 from xgenvideo.curate.fetched import discard
-from xgenvideo.curate.stages import TRANSIENT, Item, Workplace
+from xgenvideo.curate.inputs import Item
+from xgenvideo.curate.stages import TRANSIENT, Workplace
 from xgenvideo.curate.steps import OF_CLIPS, judge
 from xgenvideo.curate.units import Job
 from xgenvideo.errors import XGenVideoError

@@ -1,29 +1,30 @@
 """Curation's work, cut into units: a supervised child process works on each, and a ledger keeps what is finished.
 
-A unit is a slice of the input in its order. When the child dies on it (a crash in a model's native code, its memory
-limit, silence), the unit is halved until the input that kills is alone; that one is dropped as `crashed_STEP`, and the
-rest goes on. What a dead child had stored is not made again.
+A unit is a slice of the input in its order, without what its records have dropped. When the child dies on it (a crash
+in a model's native code, its memory limit, silence), the unit is halved until the input that kills is alone; that one
+is dropped as `crashed_STEP`, and the rest goes on. What a dead child had stored is not made again.
 """
 
 import hashlib
 import json
 import os
-import re
 import signal
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from xgenvideo import errors
+from xgenvideo.curate.inputs import Inputs, Item, batches, describe, entry_from, entry_row
 from xgenvideo.curate.pairs import Entry
 from xgenvideo.curate.settings import CurateSettings, Decision
-from xgenvideo.curate.stages import VERSIONS, Item, Seconds, Value, Workplace, add_up
+from xgenvideo.curate.splitting import split_shots
+from xgenvideo.curate.stages import VERSIONS, Seconds, Workplace, add_up
+from xgenvideo.curate.steps import OF_RECORDS, judge
 from xgenvideo.data.confined import start_child
-from xgenvideo.errors import ConfigError, DataError, XGenVideoError
-from xgenvideo.records import Pair, Question
+from xgenvideo.errors import DataError, XGenVideoError
 
 MOST_CRASHED, MOST_CRASHED_SHARE = 20, 0.01  # of the inputs; with more a step is broken, not its input
 
@@ -40,58 +41,21 @@ class Job:
 
     def to_json(self) -> str:
         """One JSON object, which `from_json` reads in the child."""
-        entries = [asdict(entry) | {"path": entry.path and str(entry.path)} for entry in self.entries]
         said = {
             "folder": str(self.folder),
             "settings": self.settings.to_dict(),
             "parent": self.parent,
             "part": self.part,
         }
-        return json.dumps(said | {"entries": entries})
+        return json.dumps(said | {"entries": [entry_row(entry) for entry in self.entries]})
 
     @staticmethod
     def from_json(text: str | bytes) -> "Job":
         """Read what `to_json` wrote."""
         said = json.loads(text)
         settings = said["settings"] | {"steps": tuple(said["settings"]["steps"])}
-        entries = tuple(_entry(values) for values in said["entries"])
+        entries = tuple(entry_from(row) for row in said["entries"])
         return Job(Path(said["folder"]), CurateSettings(**settings), entries, said["parent"], said["part"])
-
-
-def _entry(values: dict[str, Any]) -> Entry:
-    path, pair = values["path"], values["pair"]
-    if pair is not None:
-        pair = Pair(**(pair | {"questions": tuple(map(Question.from_dict, pair["questions"]))}))
-    return Entry(**(values | {"path": path and Path(path), "pair": pair}))
-
-
-@dataclass(frozen=True)
-class Part:
-    """Which units a process works on: those whose number leaves `number` when divided by `count`."""
-
-    number: int = 0
-    count: int = 1
-
-    @staticmethod
-    def parse(text: str) -> "Part":
-        """Read "3/64": the fourth of 64, as Slurm numbers the tasks of an array. Raises ConfigError."""
-        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text, re.ASCII)
-        if found is None or not int(found[1]) < int(found[2]):
-            why = "is no part; write NUMBER/COUNT, numbers from 0 to COUNT - 1"
-            raise ConfigError("--part", text, why, ("0/4", "1/4", "2/4", "3/4"))
-        return Part(int(found[1]), int(found[2]))
-
-    @property
-    def suffix(self) -> str:
-        """How the names of the files end that only this part writes to."""
-        return f"-{self.number}-of-{self.count}" if self.count > 1 else ""
-
-    def of(self, values: Sequence[Value], size: int) -> list[Sequence[Value]]:
-        """Its own of the slices of so many values."""
-        return [values[start : start + size] for start in range(0, len(values), size)][self.number :: self.count]
-
-
-WHOLE = Part()
 
 
 class _DiedError(Exception):
@@ -102,35 +66,56 @@ class _DiedError(Exception):
         self.step, self.detail = step, detail
 
 
-def run_units(items: list[Item], work: Workplace, part: Part = WHOLE) -> int:
-    """Make the scores of all items in child processes, a unit after another; those that crash one get their decision.
+@dataclass(frozen=True)
+class Worked:
+    """What was worked on: `units`, their `pairs`, and those of them that `crashed` or could not be decoded."""
 
-    Works on the units of one part alone, and returns how many it has; `work.seconds` grows by their steps' time.
-    Finished units are read from the ledger, a file each in `units/` of the work folder. Raises what a step raises for a
-    wrong setting, and DataError when so many inputs crash that a step must be broken.
+    units: int
+    pairs: int
+    crashed: int
+
+
+def run_units(inputs: Inputs, work: Workplace) -> Worked:
+    """Split and judge the inputs by their records, and make the scores of those left in child processes, a unit after
+    another; inputs that crash one get their decision.
+
+    `work.seconds` grows by the steps' time. Finished units are read from the ledger, a file each in `units/` of the
+    work folder. Raises what a step raises for a wrong setting, and DataError when so many inputs crash that a step
+    must be broken.
     """
-    ledger, crashed = Ledger(work), 0
-    own = part.of(items, work.settings.unit_pairs)
-    most = max(MOST_CRASHED, MOST_CRASHED_SHARE * sum(map(len, own)))
-    for unit in own:
-        record = ledger.read(unit)
-        if record is None:
-            seconds: Seconds = defaultdict(float)
-            record = {"outcomes": list(_work_on(list(unit), work, seconds)), "seconds": seconds}
-            ledger.write(unit, record)
-        add_up(work.seconds, record["seconds"])
-        outcomes: list[dict[str, Any]] = record["outcomes"]
-        crashes = [outcome for outcome in outcomes if str(outcome["reason"]).startswith("crashed_")]
-        crashed += len(crashes)
-        if crashed > most:
-            last = crashes[-1]
-            raise DataError(
-                f"{crashed} of {len(items)} inputs have crashed curation, the last the step {last['step']} "
-                f"({last['detail']}): the step itself fails; repair or leave it away and run again"
-            )
-        for item, outcome in zip(unit, outcomes, strict=True):
-            _apply(item, outcome)
-    return len(own)
+    ledger, units, pairs, failed, crashed = Ledger(work), 0, 0, 0, 0
+    for some in inputs.change():
+        if work.settings.split_shots:
+            with work.timed("shots"):
+                some[:] = split_shots(some, work)
+        judge(some, work, OF_RECORDS)
+        for unit in batches((item for item in some if item.kept), work.settings.unit_pairs):
+            crashed += _run_unit(unit, work, ledger)
+            if crashed > max(MOST_CRASHED, MOST_CRASHED_SHARE * (pairs + len(unit))):
+                last = next(item for item in reversed(unit) if _crashed(item.reason))
+                raise DataError(
+                    f"{crashed} of {pairs + len(unit)} inputs have crashed curation, the last the step {last.lost_at} "
+                    f"({last.drop and last.drop.detail}): the step itself fails; repair or leave it away and run again"
+                )
+            units, pairs, failed = units + 1, pairs + len(unit), failed + sum(item.failed for item in unit)
+    return Worked(units, pairs, failed)
+
+
+def _run_unit(unit: list[Item], work: Workplace, ledger: "Ledger") -> int:
+    """Give the items of one unit their outcomes; how many have crashed."""
+    record = ledger.read(unit)
+    if record is None:
+        seconds: Seconds = defaultdict(float)
+        record = {"outcomes": list(_work_on(unit, work, seconds)), "seconds": seconds}
+        ledger.write(unit, record)
+    add_up(work.seconds, record["seconds"])
+    for item, outcome in zip(unit, record["outcomes"], strict=True):
+        _apply(item, outcome)
+    return sum(_crashed(outcome["reason"]) for outcome in record["outcomes"])
+
+
+def _crashed(reason: str | None) -> bool:
+    return str(reason).startswith("crashed_")
 
 
 def _apply(item: Item, outcome: dict[str, Any]) -> None:
@@ -216,19 +201,6 @@ def _as_error(answer: dict[str, Any]) -> XGenVideoError:
     error: XGenVideoError = kind.__new__(kind, answer["message"])
     vars(error).update(answer["values"])
     return error
-
-
-def describe(items: Iterable[Item]) -> str:
-    """SHA-256 of the records, and of the files' sizes and times."""
-    digest = hashlib.sha256()
-    for item in items:
-        entry = item.entry
-        values = (entry.name, entry.pair, entry.reason, entry.start, entry.end, entry.scores)
-        digest.update(repr(values).encode("utf-8", "backslashreplace"))
-        if entry.path is not None and entry.path.is_file():
-            status = entry.path.stat()
-            digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
-    return digest.hexdigest()
 
 
 class Ledger:
