@@ -146,7 +146,7 @@ def test_a_child_is_told_everything(tmp_path: Path) -> None:
 )
 def test_errors_of_a_child_are_the_parents(error: XGenVideoError) -> None:
     said = {"error": type(error).__name__, "message": str(error), "values": vars(error)}
-    raised = units._as_error(json.loads(json.dumps(said)))
+    raised = units.as_error(json.loads(json.dumps(said)))
     assert (type(raised), str(raised), raised.exit_code) == (type(error), str(error), error.exit_code)
 
 

@@ -52,6 +52,11 @@ def decode_jpeg(content: bytes) -> NDArray[np.uint8]:
     return np.ascontiguousarray(picture[..., ::-1]).astype(np.uint8, copy=False)
 
 
+def clip_path(folder: Path, sampling: str, content: str) -> Path:
+    """Where the decoded clip of a content hash lies, in one of 256 folders; other sampling, another file."""
+    return folder / content[:2] / f"{content[2:32]}-{sampling}.npz"
+
+
 def write_clip(path: Path, clip: Clip) -> None:
     """Write under a temporary name, then rename."""
     # Another machine may be writing the same clip, under another name that holds the same content.

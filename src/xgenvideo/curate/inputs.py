@@ -196,12 +196,12 @@ class Inputs:
     def slices(self) -> Iterator[list[Item]]:
         """The part's inputs, a slice at a time. What is done to them is not kept."""
         for number, begun in self._begins():
-            yield self._load(number, begun)
+            yield read_slice(self._path(number), begun)
 
     def change(self) -> Iterator[list[Item]]:
         """As `slices`; each is written back, as the caller leaves it, when the next is asked for. It may get longer."""
         for number, begun in self._begins():
-            some = self._load(number, begun)
+            some = read_slice(self._path(number), begun)
             yield some
             self._counts[number] = len(some)
             self._save(number, some)
@@ -218,16 +218,23 @@ class Inputs:
                 yield number, begun
             begun += self._counts[number]
 
+    @property
+    def paths(self) -> list[Path]:
+        """The files of the part's slices, in order."""
+        return [self._path(number) for number, _ in self._begins()]
+
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:06d}.jsonl"
-
-    def _load(self, number: int, begun: int) -> list[Item]:
-        with self._path(number).open(encoding="ascii") as file:
-            return [Item.from_row(begun + place, json.loads(line)) for place, line in enumerate(file)]
 
     def _save(self, number: int, items: Iterable[Item]) -> None:
         with self._path(number).open("w", encoding="ascii") as file:
             file.writelines(json.dumps(item.to_row()) + "\n" for item in items)
+
+
+def read_slice(path: Path, begun: int = 0) -> list[Item]:
+    """The inputs of one file; the first has the number `begun`."""
+    with path.open(encoding="ascii") as file:
+        return [Item.from_row(begun + place, json.loads(line)) for place, line in enumerate(file)]
 
 
 def batches(values: Iterable[Value], size: int) -> Iterator[list[Value]]:

@@ -6,14 +6,11 @@ Decoders and models run in child processes, a unit of the input at a time (`unit
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from xgenvideo.curate.clips import read_clip
 from xgenvideo.curate.inputs import Inputs, batches
-from xgenvideo.curate.pairs import choose_split
 from xgenvideo.curate.report import write_report
 from xgenvideo.curate.settings import CurateSettings
 from xgenvideo.curate.sources import read_inputs
@@ -21,15 +18,10 @@ from xgenvideo.curate.stages import Progress, Workplace, add_up
 from xgenvideo.curate.steps import OF_CLIPS, judge, judge_all
 from xgenvideo.curate.tally import Tally, sizes_of
 from xgenvideo.curate.units import run_units, write_whole
-from xgenvideo.data.shards import publish_dataset
-from xgenvideo.data.text import texts
-from xgenvideo.data.tokenizer import train_tokenizer
+from xgenvideo.curate.write import FORMAT, write_out
 from xgenvideo.errors import DataError
-from xgenvideo.records import Sample
 
-VERSION = 2
 SLICE = 1000  # inputs
-OUR_FILES = ("audit.jsonl", "report.html", "curation.json", "tokenizer.json")
 
 
 @dataclass(frozen=True)
@@ -80,7 +72,7 @@ def curate(
     folder = work_folder(out, work)
     inputs, described = read_inputs(source, videos, settings, folder)
     try:
-        signature = hashlib.sha256(f"{VERSION} {settings.signature()} {described}".encode()).hexdigest()
+        signature = hashlib.sha256(f"{FORMAT} {settings.signature()} {described}".encode()).hexdigest()
         finished = _finished(out, signature)
         if finished is not None:
             return finished
@@ -92,7 +84,7 @@ def curate(
             judge_all(inputs, place)
             tally = Tally.of(inputs)
             with place.timed("write"):
-                _publish(inputs, tally, place, out)
+                write_out(inputs, tally, place, out)
             add_up(timings, place.seconds)
             summary = _summary(tally, settings, out, signature, timings)
             write_report(out / "report.html", inputs, summary.to_dict(), settings, place.read_clip)
@@ -117,44 +109,6 @@ def _judge_clips(inputs: Inputs, work: Workplace) -> None:
             judge(few, work, OF_CLIPS)
             for item in few:
                 item.forget_measures()
-
-
-def _publish(inputs: Inputs, tally: Tally, work: Workplace, out: Path) -> None:
-    """The dataset in one rename, then what stands beside it."""
-    if out.is_dir() and not (out / "dataset.json").exists():
-        for name in OUR_FILES:  # of an earlier run that kept nothing
-            (out / name).unlink(missing_ok=True)
-    if tally.kept:
-        card = {"curation": VERSION, "settings": work.settings.to_dict(), "dropped": tally.dropped}
-        publish_dataset(out, _samples(inputs, work), card)
-        if tally.splits["train"]:
-            learned = (item.pair for item in inputs if item.kept and item.split == "train")
-            temporary = out / "tokenizer.json.part"
-            train_tokenizer(texts(learned), work.settings.vocabulary).save(temporary)
-            temporary.replace(out / "tokenizer.json")
-    elif out.exists() and any(out.iterdir()):
-        raise DataError(f"{out}: holds something else, and nothing of the input was kept; give a new folder")
-    out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / "audit.jsonl", (json.dumps(item.to_dict()) + "\n" for item in inputs))
-
-
-def _samples(inputs: Inputs, work: Workplace) -> Iterator[Sample]:
-    for number, item in enumerate(item for item in inputs if item.kept):
-        work.report("write", number)
-        pair = choose_split(item.pair, work.settings.heldout_share)
-        clip = read_clip(work.clip_path(str(item.content)))
-        yield Sample(
-            key=pair.key,
-            jpegs=clip.jpegs,
-            pts=tuple(round(float(second), 6) for second in clip.pts),
-            caption=pair.caption,
-            source=pair.source,
-            questions=pair.questions,
-            twin=pair.twin,
-            split=str(pair.split),
-            licence=pair.licence,
-            lineage=item.lineage(),
-        )
 
 
 def _summary(

@@ -1,6 +1,5 @@
 """What curation reads from: a folder, a dataset's own listing (Panda-70M, InternVid, WebVid), WebDataset tars."""
 
-import hashlib
 import math
 from array import array
 from collections.abc import Iterable, Iterator
@@ -16,9 +15,8 @@ from xgenvideo.curate.pairs import Entry, read_entries
 from xgenvideo.curate.places import videos_at
 from xgenvideo.curate.settings import CurateSettings
 from xgenvideo.curate.tars import read_tars
+from xgenvideo.data.keys import Keys, digest
 from xgenvideo.errors import DataError
-
-NO_KEY = bytes(16)
 
 
 @dataclass(frozen=True)
@@ -95,23 +93,22 @@ class Selection:
 
     def __init__(self, preset: Preset | None) -> None:
         self._preset = preset
-        self._keys, self._scores, self._sources = bytearray(), array("d"), array("Q")
+        self._keys, self._scores, self._sources = Keys(), array("d"), array("Q")
         self._repeated: frozenset[int] = frozenset()
         self._least = -math.inf
         self._best: NDArray[np.bool_] | None = None
 
     def see(self, entry: Entry) -> None:
         """The next of the inputs."""
-        self._keys += _digest(entry.pair.key, 16) if entry.pair is not None else NO_KEY
+        self._keys.add(entry.pair.key if entry.pair is not None else None)
         if self._preset is not None:
             self._scores.append(entry.scores.get(self._preset.score, math.nan) if entry.pair is not None else math.nan)
-            source = _digest(entry.pair.source, 8) if entry.pair is not None else bytes(8)
+            source = digest(entry.pair.source, 8) if entry.pair is not None else bytes(8)
             self._sources.append(int.from_bytes(source, "little"))
 
     def choose(self) -> bool:
         """All have been seen; whether `apply` has anything to say. Raises DataError where a preset has no score."""
-        self._repeated = _repeated(np.frombuffer(self._keys, "<u8").reshape(-1, 2))
-        self._keys = bytearray()
+        self._repeated, self._keys = self._keys.repeated(), Keys()
         if self._preset is not None:
             scores = np.array(self._scores)
             scores[list(self._repeated)] = math.nan
@@ -158,15 +155,3 @@ class Selection:
             reason = "low_score"
             detail = f"{preset.score} {entry.scores[preset.score]:g}, the subset begins at {least:g}"
         return Item(item.number, replace(entry, reason=reason, detail=detail, step="select"))
-
-
-def _digest(text: str, size: int) -> bytes:
-    return hashlib.blake2b(text.encode("utf-8", "backslashreplace"), digest_size=size).digest()
-
-
-def _repeated(keys: NDArray[np.uint64]) -> frozenset[int]:
-    """The rows of keys [N 2] that are equal to an earlier one; zeros are no key."""
-    order = np.lexsort((keys[:, 1], keys[:, 0]))
-    ordered = keys[order]
-    same = (ordered[1:] == ordered[:-1]).all(axis=1) & ordered[1:].any(axis=1)
-    return frozenset(order[1:][same].tolist())

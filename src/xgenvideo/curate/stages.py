@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from xgenvideo.curate.clips import Clip, read_clip
+from xgenvideo.curate.clips import Clip, clip_path, read_clip
 from xgenvideo.curate.inputs import Item
 from xgenvideo.curate.motion import judge_motion
 from xgenvideo.curate.pairs import Entry, choose_split
@@ -93,8 +93,13 @@ class Workplace:
             self.seconds[step] += sum(os.times()[:4]) - begun
 
     def clip_path(self, content: str) -> Path:
-        """Where the decoded clip of a content hash lies, in one of 256 folders; other sampling, another file."""
-        return self.clips / content[:2] / f"{content[2:32]}-{self.decoded.version.rpartition('-')[2]}.npz"
+        """Where the decoded clip of a content hash lies."""
+        return clip_path(self.clips, self.sampling, content)
+
+    @property
+    def sampling(self) -> str:
+        """Short hash of how clips are sampled, in the names of their files."""
+        return self.decoded.version.rpartition("-")[2]
 
     def has_clip(self, content: str) -> bool:
         """Whether a content was decoded, with or without success, and its clip is there."""

@@ -63,6 +63,11 @@ def die_with(parent: int) -> None:
         sys.exit(1)
 
 
+def error_of(error: XGenVideoError) -> dict[str, Any]:
+    """As it is told to the parent, where `units.as_error` makes it again."""
+    return {"error": type(error).__name__, "message": str(error), "values": vars(error)}
+
+
 def main() -> None:
     """Work on the unit that stdin holds."""
     answers = settle(int(sys.argv[1]))
@@ -77,7 +82,7 @@ def main() -> None:
     try:
         tell(work_unit(job, tell))
     except XGenVideoError as error:
-        tell({"error": type(error).__name__, "message": str(error), "values": vars(error)})
+        tell(error_of(error))
     except Exception as error:  # a bug that one input meets, or the memory limit: found by halving, like a crash
         tell({"crash": f"{type(error).__name__}: {error}"[:300]})
 

@@ -154,7 +154,7 @@ def _in_child(unit: list[Item], work: Workplace, seconds: Seconds) -> list[dict[
         outcomes: list[dict[str, Any]] = answer["outcomes"]
         return outcomes
     if answer is not None and "error" in answer:
-        raise _as_error(answer)
+        raise as_error(answer)
     if step == "start":
         raise DataError(f"a process that curates could not start ({child.end}); curate.unit_memory_mb may be too small")
     raise _DiedError(step, answer["crash"] if answer is not None and "crash" in answer else child.end)
@@ -195,7 +195,7 @@ def _told(code: int) -> str:
     return f"the process ended with code {code}"
 
 
-def _as_error(answer: dict[str, Any]) -> XGenVideoError:
+def as_error(answer: dict[str, Any]) -> XGenVideoError:
     """The error that a step raised in the child."""
     kind = getattr(errors, answer["error"])
     error: XGenVideoError = kind.__new__(kind, answer["message"])

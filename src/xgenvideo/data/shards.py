@@ -7,8 +7,10 @@ import os
 import secrets
 import shutil
 import tarfile
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import TracebackType
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -24,7 +26,8 @@ from xgenvideo.data.dataset import (
     sample_values,
     sha256_of,
 )
-from xgenvideo.data.index import IndexWriter, index_path, sync
+from xgenvideo.data.index import Index, IndexWriter, index_path, sync
+from xgenvideo.data.keys import Keys
 from xgenvideo.errors import DataError
 from xgenvideo.records import Sample
 
@@ -33,6 +36,8 @@ __all__ = ["Dataset", "open_dataset", "publish_dataset", "sync", "write_dataset"
 
 SHARD_BYTES = 64 * 2**20
 GROUP_ROWS = 1 << 14
+READ_ROWS = 1 << 10
+GROUP = "group.json"
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -67,11 +72,17 @@ def publish_dataset(
 ) -> str:
     """Write `samples` as shards of at most about `shard_bytes` each and publish them in one rename; the fingerprint.
 
-    Memory does not grow with the samples, but for the set of their keys. The same samples give the same bytes. A killed
-    write leaves only a folder named `FOLDER.tmp-*`. Raises DataError for no samples, an unsafe or repeated key, values
-    that are not JSON, or a folder in use: an existing dataset is never overwritten, and is left as it is if it has the
-    same fingerprint.
+    Of a sample 16 bytes stay in memory. The same samples give the same bytes. A killed write leaves only a folder named
+    `FOLDER.tmp-*`. Raises DataError for no samples, an unsafe or repeated key, values that are not JSON, or a folder in
+    use: an existing dataset is never overwritten, and is left as it is if it has the same fingerprint.
     """
+    return publish(folder, lambda assembly: assembly.write(samples), card, shard_bytes)
+
+
+def publish(
+    folder: Path, fill: Callable[["Assembly"], None], card: dict[str, Any], shard_bytes: int = SHARD_BYTES
+) -> str:
+    """As `publish_dataset`, of what `fill` writes into the assembly or has it take over from other processes."""
     folder = Path(folder).absolute()
     if folder.exists() and not (folder / "dataset.json").exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder}: is in use and is not a dataset; give a new or empty folder")
@@ -79,54 +90,118 @@ def publish_dataset(
     temporary = folder.with_name(f"{folder.name}.tmp-{secrets.token_hex(4)}")
     temporary.mkdir()
     try:
-        fingerprint = _write_all(temporary, samples, card, shard_bytes)
+        with Assembly(temporary, shard_bytes) as assembly:
+            fill(assembly)
+        fingerprint = assembly.describe(card)
         _publish(temporary, folder, fingerprint)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return fingerprint
 
 
-def _write_all(folder: Path, samples: Iterable[Sample], card: dict[str, Any], shard_bytes: int) -> str:
-    """Every file of the dataset, synced to disk; returns the fingerprint."""
-    manifest, index = ManifestWriter(folder / "manifest.parquet"), IndexWriter(folder / "index")
-    shards: dict[str, dict[str, Any]] = {}
-    writers: dict[str, ShardWriter] = {}
-    seen: set[str] = set()
-    try:
-        for sample in samples:
-            check_names(sample, seen)
-            if sample.split not in writers:
-                writers[sample.split] = ShardWriter(folder, sample.split, shard_bytes, shards)
-            row = writers[sample.split].write(sample)
-            manifest.write(row)
-            index.write(row)
-    finally:
-        manifest.close()
-        index.close()
-        for writer in writers.values():
+def write_group(folder: Path, samples: Iterable[Sample], shard_bytes: int = SHARD_BYTES) -> None:
+    """Write a part of a dataset into a new folder, for an assembly of another process to take over."""
+    folder.mkdir()
+    with Assembly(folder, shard_bytes) as assembly:
+        assembly.write(samples)
+    (folder / GROUP).write_bytes(_to_json(assembly.shards, GROUP))
+
+
+class Assembly:
+    """A dataset being put together in a folder: shards, manifest and index. A context manager."""
+
+    def __init__(self, folder: Path, shard_bytes: int) -> None:
+        self.folder, self.shards = folder, dict[str, dict[str, Any]]()
+        self._shard_bytes = shard_bytes
+        self._manifest, self._index = ManifestWriter(folder / "manifest.parquet"), IndexWriter(folder / "index")
+        self._writers: dict[str, ShardWriter] = {}
+        self._counts, self._numbers = Counter[str](), Counter[str]()
+        self._keys = Keys()
+
+    def __enter__(self) -> "Assembly":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._manifest.close()
+        self._index.close()
+        for writer in self._writers.values():
             writer.close()
-    if not seen:
-        raise DataError(
-            f"{folder.name.partition('.tmp-')[0]}: there is no sample to write; every pair was dropped or none came in"
-        )
-    manifest_sha256 = sha256_of(manifest.path)
-    os.rename(index.path, index_path(folder, manifest_sha256))
-    description = {
-        "version": VERSION,
-        "fingerprint": fingerprint_of(manifest_sha256, shards),
-        "manifest_sha256": manifest_sha256,
-        "counts": {split: writer.samples for split, writer in sorted(writers.items())},
-        "shards": dict(sorted(shards.items())),
-        "card": card,
-    }
-    (folder / "dataset.json").write_bytes(_to_json(description, "card"))
-    for path in (manifest.path, folder / "dataset.json", folder):
-        sync(path)
-    return str(description["fingerprint"])
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def write(self, samples: Iterable[Sample]) -> None:
+        """Append samples."""
+        for sample in samples:
+            check_names(sample)
+            if sample.split not in self._writers:
+                self._writers[sample.split] = ShardWriter(self.folder, sample.split, self._shard_bytes, self.shards)
+            self._note(self._writers[sample.split].write(sample))
+
+    def take(self, group: Path) -> None:
+        """Append what `write_group` wrote below this folder: its shards get the next numbers, its folder goes."""
+        found = json.loads((group / GROUP).read_bytes())
+        names = {name: self._next_name(name.rpartition("-")[0]) for name in sorted(found, key=_place_of)}
+        for name, ours in names.items():
+            os.rename(group / name, self.folder / ours)
+            self.shards[ours] = found[name]
+        with parquet.ParquetFile(group / "manifest.parquet") as manifest:
+            for some in manifest.iter_batches(READ_ROWS):
+                for row in some.to_pylist():
+                    self._note(row | {"shard": names[row["shard"]]})
+        shutil.rmtree(group)
+
+    def _next_name(self, split: str) -> str:
+        number = self._numbers[split]
+        self._numbers[split] += 1
+        return shard_name(split, number)
+
+    def _note(self, row: dict[str, Any]) -> None:
+        self._manifest.write(row)
+        self._index.write(row)
+        self._counts[row["split"]] += 1
+        self._keys.add(row["key"])
+
+    def describe(self, card: dict[str, Any]) -> str:
+        """Write dataset.json, when all is closed; everything is synced to disk. Returns the fingerprint."""
+        if not len(self._keys):
+            name = self.folder.name.partition(".tmp-")[0]
+            raise DataError(f"{name}: there is no sample to write; every pair was dropped or none came in")
+        manifest_sha256 = sha256_of(self._manifest.path)
+        os.rename(self._index.path, index_path(self.folder, manifest_sha256))
+        self._check_keys(manifest_sha256)
+        description = {
+            "version": VERSION,
+            "fingerprint": fingerprint_of(manifest_sha256, self.shards),
+            "manifest_sha256": manifest_sha256,
+            "counts": dict(sorted(self._counts.items())),
+            "shards": dict(sorted(self.shards.items())),
+            "card": card,
+        }
+        (self.folder / "dataset.json").write_bytes(_to_json(description, "card"))
+        for path in (self._manifest.path, self.folder / "dataset.json", self.folder):
+            sync(path)
+        return str(description["fingerprint"])
+
+    def _check_keys(self, manifest_sha256: str) -> None:
+        for place in sorted(self._keys.repeated())[:1]:
+            key = Index(index_path(self.folder, manifest_sha256), dict(self._counts)).row(place)["key"]
+            raise DataError(f"key {key!r}: two samples have it; keys must be unique over all splits")
 
 
-def check_names(sample: Sample, seen: set[str]) -> None:
-    """Refuse a key or split that is no safe member or file name, or a key in `seen`, to which the key is added."""
+def shard_name(split: str, number: int) -> str:
+    """The file name of a shard."""
+    return f"{split}-{number:05d}.tar"
+
+
+def _place_of(name: str) -> tuple[str, int]:
+    """Split and number of a shard by its name."""
+    split, _, number = name.removesuffix(".tar").rpartition("-")
+    return split, int(number)
+
+
+def check_names(sample: Sample) -> None:
+    """Refuse a key or split that is no safe member or file name."""
     if not KEY_RULE.fullmatch(sample.key):
         raise DataError(
             f"key {sample.key!r}: a key is 1 to 80 letters, digits, '-' and '_' (it names members of a tar); rename it"
@@ -135,9 +210,6 @@ def check_names(sample: Sample, seen: set[str]) -> None:
         raise DataError(
             f"sample {sample.key}: split {sample.split!r} must be 1 to 32 of a-z, 0-9 and '_', such as train"
         )
-    if sample.key in seen:
-        raise DataError(f"key {sample.key!r}: two samples have it; keys must be unique over all splits")
-    seen.add(sample.key)
 
 
 class ManifestWriter:
@@ -200,7 +272,7 @@ class ShardWriter:
 
     @property
     def _name(self) -> str:
-        return f"{self.split}-{self._number:05d}.tar"
+        return shard_name(self.split, self._number)
 
     def close(self) -> None:
         """End the open shard, if there is one, and sync it to disk."""
