@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xgenvideo.curate.clips import THUMB
-from xgenvideo.curate.duplicates import Fingerprint, find_duplicates, fingerprint
+from xgenvideo.curate.duplicates import Fingerprint, Sketches, find_duplicates, fingerprint
 from xgenvideo.curate.settings import CurateSettings
 from xgenvideo.data.generate import generate
 from xgenvideo.data.video import sample_video
@@ -76,8 +76,10 @@ def measure(paths: list[Path]) -> dict[str, Any]:
         if kind != "own":
             searched = {f"own {name}": made["own"] for name, made in prints.items()}
             searched |= {f"copy {name}": made[kind] for name, made in prints.items()}
-            found = find_duplicates(searched, settings)
-            right = sum(name[:5] == "copy " and kept == f"own {name[5:]}" for name, (kept, _) in found.items())
+            names, clips = list(searched), list(searched.values())
+            found = find_duplicates(Sketches.of(clips), clips.__getitem__, settings)
+            pairs = [(names[place], names[kept]) for place, (kept, _) in found.items()]
+            right = sum(name[:5] == "copy " and kept == f"own {name[5:]}" for name, kept in pairs)
             figures[kind] = {
                 "recall": round(right / len(paths), 4),
                 "precision": round(right / max(1, len(found)), 4),

@@ -9,6 +9,9 @@ import av
 import numpy as np
 import pytest
 
+from xgenvideo.curate.duplicates import Fingerprint, Sketches, find_duplicates
+from xgenvideo.curate.settings import CurateSettings
+
 CAPTION = "A bright square moves slowly over a dark floor and then stops."
 
 
@@ -118,3 +121,10 @@ def broken(tmp_path: Path) -> tuple[Path, Path, dict[str, str | None]]:
     ]
     (root / "pairs.jsonl").write_bytes(b"".join(content for content, _ in lines))
     return root, outside, {str(number): reason for number, (_, reason) in enumerate(lines)}
+
+
+def duplicates_among(prints: dict[str, Fingerprint]) -> dict[str, tuple[str, float]]:
+    """As curation finds them, by name."""
+    names, clips = list(prints), list(prints.values())
+    found = find_duplicates(Sketches.of(clips), clips.__getitem__, CurateSettings())
+    return {names[place]: (names[kept], alike) for place, (kept, alike) in found.items()}

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.curate.conftest import duplicates_among
 from xgenvideo.curate.across import judge_templates
-from xgenvideo.curate.duplicates import find_duplicates, fingerprint
+from xgenvideo.curate.duplicates import fingerprint
 from xgenvideo.curate.neighbours import KEPT, KINDS, WORDS, find_neighbours
 from xgenvideo.curate.settings import CurateSettings
 from xgenvideo.curate.sources import read_inputs
@@ -161,9 +162,9 @@ def test_of_a_crowd_of_copies_one_is_kept() -> None:
         for copy in range(5 * KEPT):
             rank = (-256 if copy == 31 else -100, scene * 100 + copy)
             prints[f"{scene}-{copy}"] = fingerprint(thumbs, np.arange(8) / 2, 4.0, rank)
-    found = find_duplicates(prints, CurateSettings())
+    found = duplicates_among(prints)
     assert {name for name in prints if name not in found} == {"0-31", "1-31", "2-31"}
     assert all(kept == f"{name[0]}-31" for name, (kept, _) in found.items())
     backwards = dict(reversed(prints.items()))
-    assert find_duplicates(backwards, CurateSettings()) == found
-    assert find_duplicates({}, CurateSettings()) == {}
+    assert duplicates_among(backwards) == found
+    assert duplicates_among({}) == {}

@@ -4,8 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.curate.conftest import duplicates_among
 from xgenvideo.curate.colours import colour_shares, grounding, named_colours
-from xgenvideo.curate.duplicates import Fingerprint, find_duplicates, fingerprint, likeness
+from xgenvideo.curate.duplicates import Fingerprint, fingerprint, likeness
 from xgenvideo.curate.language import LanguageDetector, judge_language
 from xgenvideo.curate.motion import judge_motion, measure_motion
 from xgenvideo.curate.settings import CurateSettings, Decision
@@ -154,7 +155,7 @@ def test_the_best_of_a_group_is_kept_however_many_clips_there_are() -> None:
     prints = {f"c{seed}": print_of(moving(seed), (-256, seed)) for seed in range(60)}
     prints["small"] = print_of(np.stack([cv2.resize(f, (64, 64)) for f in moving(7)]), (-64, 0))
     prints["large"] = print_of(moving(8), (-512, 99))
-    found = find_duplicates(prints, SETTINGS)
+    found = duplicates_among(prints)
     assert {name: kept for name, (kept, _) in found.items()} == {"small": "c7", "c8": "large"}
 
 

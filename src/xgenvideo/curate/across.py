@@ -3,15 +3,19 @@
 Each goes through all inputs twice: it gathers few bytes of every one, then decides.
 """
 
+import base64
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from itertools import chain
+from types import TracebackType
+
+import numpy as np
 
 from xgenvideo.curate.balance import count_concepts, judge_concepts, read_concepts
 from xgenvideo.curate.captions import Crowds, judge_template
 from xgenvideo.curate.clips import read_thumbs
-from xgenvideo.curate.duplicates import Fingerprint, find_duplicates, fingerprint
-from xgenvideo.curate.inputs import Inputs, Item
+from xgenvideo.curate.duplicates import SKETCH, Fingerprint, Sketches, find_duplicates, fingerprint
+from xgenvideo.curate.inputs import SKETCHED, Inputs, Item
 from xgenvideo.curate.settings import Decision
 from xgenvideo.curate.stages import Workplace
 
@@ -40,10 +44,14 @@ def judge_balance(inputs: Inputs, work: Workplace) -> None:
 
 def judge_duplicates(inputs: Inputs, work: Workplace) -> None:
     """Of clips with the same pictures in the same order the largest is kept, or the first of the same size."""
-    found = find_duplicates(_Prints(_kept(inputs), work), work.settings)
+    with _Clips(work) as clips:
+        for item in _kept(inputs):
+            clips.add(item)
+        found = find_duplicates(clips.sketches(), clips.read, work.settings)
     stay = {kept for kept, _ in found.values()}
     names = {place: item.entry.name for place, item in enumerate(_kept(inputs)) if place in stay} if stay else {}
     for place, item in enumerate(_change_kept(inputs)):
+        item.facts = {name: value for name, value in item.facts.items() if name != SKETCHED}
         if place in found:
             kept, alike = found[place]
             scores = {"likeness": alike, "of": names[kept]}
@@ -52,28 +60,43 @@ def judge_duplicates(inputs: Inputs, work: Workplace) -> None:
             item.decisions.append(Decision("duplicates"))
 
 
-class _Prints(Mapping[int, Fingerprint]):
-    """Fingerprints by the items' places, each made when it is asked for: a million take tens of gigabytes.
+class _Clips:
+    """Clips to be held against one another, by their places: 32 bytes of each in memory, 328 on disk.
 
-    Holds 28 bytes an item.
+    A context manager.
     """
 
-    def __init__(self, items: Iterable[Item], work: Workplace) -> None:
+    def __init__(self, work: Workplace) -> None:
         self._work = work
-        self._contents, self._sides, self._seconds = bytearray(), array("i"), array("d")
-        for item in items:
-            self._contents += bytes.fromhex(str(item.content)[: 2 * CONTENT])
-            # Larger than what is stored is no better: an enlarged copy must not win.
-            self._sides.append(min(item.facts["width"], item.facts["height"], work.settings.short_side))
-            self._seconds.append(item.facts["seconds"])
+        self._path = work.folder / "sketches.part"
+        self._file = self._path.open("wb")
+        self._contents, self._sides, self._seconds = bytearray(), array("q"), array("d")
 
-    def __len__(self) -> int:
-        return len(self._sides)
+    def __enter__(self) -> "_Clips":
+        return self
 
-    def __iter__(self) -> Iterator[int]:
-        return self._work.tell("duplicates", range(len(self)), len(self))
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._file.close()
+        self._path.unlink()
 
-    def __getitem__(self, place: int) -> Fingerprint:
+    def add(self, item: Item) -> None:
+        """The next clip."""
+        self._file.write(base64.b64decode(item.facts[SKETCHED]))
+        self._contents += bytes.fromhex(str(item.content)[: 2 * CONTENT])
+        # Larger than what is stored is no better: an enlarged copy must not win.
+        self._sides.append(min(item.facts["width"], item.facts["height"], self._work.settings.short_side))
+        self._seconds.append(item.facts["seconds"])
+
+    def sketches(self) -> Sketches:
+        """Of all that were added."""
+        self._file.flush()
+        count = len(self._sides)
+        records = np.memmap(self._path, SKETCH, "r", shape=count) if count else np.zeros(0, SKETCH)
+        ranks = np.stack([-np.array(self._sides, np.int64), np.arange(count)], axis=1)
+        return Sketches(records, np.array(self._seconds), ranks)
+
+    def read(self, place: int) -> Fingerprint:
+        """The fingerprint of one."""
         content = self._contents[place * CONTENT : (place + 1) * CONTENT].hex()
         thumbs, pts = read_thumbs(self._work.clip_path(content))
         return fingerprint(thumbs, pts, self._seconds[place], (-self._sides[place], place))

@@ -3,6 +3,7 @@
 Started by `workers.py` with its memory limit in MB as argument. It imports no models and keeps no state between jobs.
 """
 
+import base64
 import json
 import math
 import signal
@@ -16,6 +17,7 @@ import numpy as np
 
 from xgenvideo.curate.clips import Clip, write_clip
 from xgenvideo.curate.colours import colour_shares
+from xgenvideo.curate.duplicates import fingerprint, sketch
 from xgenvideo.curate.motion import measure_motion
 from xgenvideo.curate.picture import measure_picture, without_bars
 from xgenvideo.curate.shots import HEIGHT, WIDTH
@@ -57,6 +59,7 @@ def decode_job(job: dict[str, Any]) -> dict[str, Any]:
         "text": suspect_text(sampled.frames),
         "marks": measure_marks(sampled.frames),
         "colours": colour_shares(sampled.frames),
+        "sketch": base64.b64encode(sketch(fingerprint(clip.thumbs, clip.pts, sampled.seconds, (0, 0)))).decode(),
     }
 
 

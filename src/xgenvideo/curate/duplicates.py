@@ -7,11 +7,11 @@ that fits best; the worst moments decide, because a twin differs for a part of t
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import product
-from typing import TypeVar
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,7 +24,6 @@ from xgenvideo.curate.neighbours import (
     WORD,
     WORDS,
     Planes,
-    Signatures,
     find_neighbours,
 )
 from xgenvideo.curate.settings import CurateSettings
@@ -44,7 +43,6 @@ NEAR_SECONDS = 0.3  # sampling at 2 FPS shows a moment up to a quarter second of
 JITTER = 0.5  # share of the change to the neighbouring moments that is put down to that
 
 Pictures = NDArray[np.float32]
-Name = TypeVar("Name", int, str)
 
 
 @dataclass(frozen=True, repr=False)
@@ -61,6 +59,57 @@ class Fingerprint:
     steadiness: float
     seconds: float
     rank: tuple[int, int]
+
+
+SKETCH = np.dtype(
+    [
+        ("signature", "<u8", (KINDS * WORDS,)),  # by which candidates are found
+        ("windows", "<u8", (len(WINDOWS), LOOK_WORDS)),  # the signs of the looks under each window
+        ("steadiness", "<f8"),
+    ]
+)
+Records = np.ndarray[Any, np.dtype[np.void]]
+
+
+@dataclass(frozen=True, repr=False)
+class Sketches:
+    """What candidates are found by: records [N] of SKETCH, maybe mapped from a file; seconds [N]; ranks [N 2]."""
+
+    records: Records
+    seconds: NDArray[np.float64]
+    ranks: NDArray[np.int64]
+
+    @staticmethod
+    def of(prints: Collection[Fingerprint]) -> "Sketches":
+        """Of fingerprints that are at hand."""
+        records = np.frombuffer(b"".join(map(sketch, prints)), SKETCH)
+        ranks = np.array([seen.rank for seen in prints], np.int64).reshape(-1, 2)
+        return Sketches(records, np.array([seen.seconds for seen in prints]), ranks)
+
+    def may_look_alike(self, one: int, two: int) -> bool:
+        """Whether the mean pictures may pass MIN_LOOK, by their signs: five deviations of these are allowed for."""
+        first, second = self.records[one], self.records[two]
+        forth = np.bitwise_count(first["windows"] ^ second["windows"][0]).sum(axis=1)
+        back = np.bitwise_count(second["windows"] ^ first["windows"][0]).sum(axis=1)
+        bits = LOOK_WORDS * WORD
+        apart = math.acos(MIN_LOOK * min(first["steadiness"], second["steadiness"])) / math.pi
+        return bool(min(forth.min(), back.min()) <= bits * apart + 5 * math.sqrt(bits * apart * (1 - apart)))
+
+
+def sketch(seen: Fingerprint) -> bytes:
+    """The bytes of one record of SKETCH."""
+    moves, looks = _planes()
+    signs = looks.sign(seen.looks)
+    record = np.zeros((), SKETCH)
+    record["signature"] = np.concatenate([moves.sign(seen.moves[None])[0], signs[0]])
+    record["windows"], record["steadiness"] = signs[:, :LOOK_WORDS], seen.steadiness
+    return record.tobytes()
+
+
+@cache
+def _planes() -> tuple[Planes, Planes]:
+    """Of what moves, and of looks."""
+    return Planes.of(12 * 6 * 6 * 3, seed=1), Planes.of(GRID * GRID * 3, seed=2)
 
 
 def fingerprint(
@@ -172,60 +221,25 @@ def _changes(x: Pictures) -> Pictures:
     return np.asarray((np.append(steps[:1], steps) + np.append(steps, steps[-1:])) / 2, np.float32)
 
 
-def find_duplicates(prints: Mapping[Name, Fingerprint], settings: CurateSettings) -> dict[Name, tuple[Name, float]]:
-    """For each clip to drop: the clip kept in its place, and how alike they are. The order of `prints` is no matter.
+def find_duplicates(
+    sketches: Sketches, read: Callable[[int], Fingerprint], settings: CurateSettings
+) -> dict[int, tuple[int, float]]:
+    """For each clip to drop: the clip kept in its place, and how alike they are. Clips are named by their places.
 
-    Each print is asked for once, and those of clips that look alike once more: `prints` may read them from files.
+    `read` is asked for the fingerprints of clips that look alike, which may be read from files.
     """
-    names, sketches = _Sketches.of(prints)
-    near = find_neighbours(sketches.signatures, sketches.seconds)
+    order = np.lexsort((sketches.ranks[:, 1], sketches.ranks[:, 0]))
+    near = find_neighbours(sketches.records["signature"][order], sketches.seconds[order])
     best: dict[int, tuple[int, float]] = {}
-    read = lru_cache(READ)(lambda place: prints[names[place]])
-    for later in np.flatnonzero(near[:, 0] >= 0).tolist():
+    read = lru_cache(READ)(read)
+    for number in np.flatnonzero(near[:, 0] >= 0).tolist():
+        later = int(order[number])
+        earlier = order[near[number][near[number] >= 0]].tolist()
         # A neighbour that was dropped stands for the clip kept in its place, so that a crowd keeps one.
-        for kept in sorted({best.get(earlier, (earlier,))[0] for earlier in near[later][near[later] >= 0].tolist()}):
+        stay = {best.get(place, (place,))[0] for place in earlier}
+        for kept in sorted(stay, key=lambda place: tuple(sketches.ranks[place])):
             alike = likeness(read(later), read(kept)) if sketches.may_look_alike(later, kept) else 0.0
             if alike >= settings.min_duplicate_likeness:
                 best[later] = (kept, round(alike, 4))
                 break
-    return {names[later]: (names[kept], alike) for later, (kept, alike) in best.items()}
-
-
-@dataclass(frozen=True, repr=False)
-class _Sketches:
-    """What is held of every clip, in the order of their ranks: 350 bytes each.
-
-    signatures [N 10], by which candidates are found; windows [N 10 3], the signs of the looks under each window.
-    """
-
-    signatures: Signatures
-    windows: Signatures
-    steadiness: NDArray[np.float64]
-    seconds: NDArray[np.float64]
-
-    @staticmethod
-    def of(prints: Mapping[Name, Fingerprint]) -> "tuple[list[Name], _Sketches]":
-        """With the names, in the same order."""
-        names: list[Name] = []
-        count, ranks = len(prints), np.empty((len(prints), 2), np.int64)
-        signatures = np.empty((count, KINDS * WORDS), np.uint64)
-        windows = np.empty((count, len(WINDOWS), LOOK_WORDS), np.uint64)
-        steadiness, seconds = np.empty(count), np.empty(count)
-        moves, looks = Planes.of(12 * 6 * 6 * 3, seed=1), Planes.of(GRID * GRID * 3, seed=2)
-        for place, (name, seen) in enumerate(prints.items()):
-            names.append(name)
-            signs = looks.sign(seen.looks)
-            signatures[place] = np.concatenate([moves.sign(seen.moves[None])[0], signs[0]])
-            windows[place], steadiness[place], seconds[place] = signs[:, :LOOK_WORDS], seen.steadiness, seen.seconds
-            ranks[place] = seen.rank
-        order = np.lexsort((ranks[:, 1], ranks[:, 0]))
-        sketches = _Sketches(signatures[order], windows[order], steadiness[order], seconds[order])
-        return [names[place] for place in order.tolist()], sketches
-
-    def may_look_alike(self, one: int, two: int) -> bool:
-        """Whether the mean pictures may pass MIN_LOOK, by their signs: five deviations of these are allowed for."""
-        forth = np.bitwise_count(self.windows[one] ^ self.windows[two, 0]).sum(axis=1)
-        back = np.bitwise_count(self.windows[two] ^ self.windows[one, 0]).sum(axis=1)
-        bits = LOOK_WORDS * WORD
-        apart = math.acos(MIN_LOOK * min(self.steadiness[one], self.steadiness[two])) / math.pi
-        return bool(min(forth.min(), back.min()) <= bits * apart + 5 * math.sqrt(bits * apart * (1 - apart)))
+    return best

@@ -21,6 +21,7 @@ from xgenvideo.errors import ConfigError
 from xgenvideo.records import Pair, Question
 
 MEASURED = frozenset({"motion", "picture", "text", "marks", "colours"})  # facts that a step judges and reports itself
+SKETCHED = "sketch"  # a fact that near duplicates are found by, and that goes with their decision
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 _ENTRY, _PAIR = (tuple(each.name for each in fields(kind)) for kind in (Entry, Pair))
 Value = TypeVar("Value")
@@ -87,7 +88,7 @@ class Item:
             "start": self.entry.start,
             "end": self.entry.end if self.entry.end is not None else self.facts.get("seconds"),
             "published": self.entry.scores,
-            "facts": {name: value for name, value in self.facts.items() if name not in MEASURED},
+            "facts": {name: value for name, value in self.facts.items() if name not in MEASURED and name != SKETCHED},
             "decisions": [decision.to_dict() for decision in self.decisions],
         }
 

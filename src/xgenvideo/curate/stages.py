@@ -23,7 +23,7 @@ from xgenvideo.errors import DataError
 
 # Raised when a step's code gives other scores: stored ones are then made again.
 VERSIONS = {
-    "download": "1", "decode": "4", "text_overlay": "1", "semantic": "1", "shots": "2", "safety": "1",
+    "download": "1", "decode": "5", "text_overlay": "1", "semantic": "1", "shots": "2", "safety": "1",
     "watermark_model": "1", "aesthetic_model": "1",
 }  # fmt: skip
 SAMPLING = ("fps", "max_frames", "short_side", "jpeg_quality", "crop_bars")
