@@ -4,8 +4,9 @@ FOLDER holds videos and captions.jsonl ({"video", "caption"}), read in place: th
 few bytes behind the last box, which leave the pictures as they are. A step's seconds a clip are the difference between
 a run of several copies of each clip and one of a single copy, over the clips that more came: starting processes and
 loading models, once for ten thousand pairs, is not in it. One process, one thread; each run is repeated and the median
-taken. Steps that look at what all clips have in common (near duplicates, writing) are taken from the single copy, those
-that are off by default from every eighth clip, alone: TransNet V2 looks at every frame.
+taken. Captions and writing are taken from the single copy; what one process does over all inputs (templates, near
+duplicates, bookkeeping) from bench/results/curation_scale.json; steps that are off by default from every eighth clip,
+alone: TransNet V2 looks at every frame.
 Writes src/xgenvideo/plan/facts/curation.json.
 """
 
@@ -22,7 +23,11 @@ from pathlib import Path
 from typing import Any
 
 COPIES, REPEATS, ASKED_EVERY = 4, 3, 8
-OVER_ALL = ("captions", "duplicates", "write")
+OVER_ALL = ("captions", "write")
+SCALE = Path(__file__).parent / "results" / "curation_scale.json"
+# Steps of one process over all inputs, and its bookkeeping: by the phases of the run over a million rows.
+BY_PHASE = {"templates": "captions of one template", "duplicates": "near duplicates"}
+BOOKKEEPING = ("read and select", "language, captions, units", "counts", "audit", "report")
 FACTS = Path(__file__).parent.parent / "src" / "xgenvideo" / "plan" / "facts" / "curation.json"
 WHOLE_CLIPS = ["curate.min_clip_seconds=0.1", "curate.max_clip_seconds=3600"]
 ASKED = {
@@ -32,6 +37,14 @@ ASKED = {
 }
 
 Run = dict[str, Any]
+
+
+def alone() -> tuple[dict[str, float], float]:
+    """Seconds a clip of the steps over all inputs, and seconds an input of the bookkeeping around them."""
+    found = json.loads(SCALE.read_text(encoding="utf-8"))
+    seconds = {row["phase"]: float(row["processor_seconds"]) for row in found["phases"]}
+    steps = {step: seconds[phase] / found["kept"] for step, phase in BY_PHASE.items()}
+    return steps, sum(seconds[phase] for phase in BOOKKEEPING) / found["rows"]
 
 
 def write_raw(source: Path, folder: Path, copies: int, every: int = 1) -> None:
@@ -109,12 +122,15 @@ def main() -> None:
     timings = {
         step: round(each(few, many, step) * float(came.get(step) or one["pairs_in"]), 3) for step in one["timings"]
     }
+    over_all, bookkeeping = alone()
+    timings |= {step: round(seconds * float(came[step]), 6) for step, seconds in over_all.items()}
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     facts = {
         "measured_on": parsed.measured_on,
         **{name: one[name] for name in ("pairs_in", "pairs_kept", "dropped", "funnel", "bytes")},
         "timings": timings,
         "seconds_an_input_if_asked": asked,
+        "bookkeeping_seconds_an_input": round(bookkeeping, 6),
         "machine": {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()},
         "commit": subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),

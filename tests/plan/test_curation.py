@@ -33,7 +33,18 @@ def test_costs_grow_with_what_comes_to_each_step(dataset: Path) -> None:
     assert hours == pytest.approx({"decode": 2e6, "text_overlay": 3.6e6, "write": 2e5})
     assert [(step.came, step.left) for step in found.steps] == [(1e7, 8e6), (8e6, 4e6), (4e6, 4e6)]
     assert (found.video_bytes, found.clip_bytes, found.shard_bytes) == (1e8, 8e7, 4e7)
-    assert found.days(1) == pytest.approx(found.core_hours / 24)
+    assert found.alone_hours == found.bookkeeping_hours > 0
+    assert found.days(1) == pytest.approx((found.core_hours + found.alone_hours) / 24)
+    assert found.days(1000) == pytest.approx((found.core_hours / 1000 + found.alone_hours) / 24)
+
+
+def test_what_one_process_does_is_not_shared(dataset: Path) -> None:
+    record = json.loads((dataset / "curation.json").read_text())
+    record["funnel"]["duplicates"], record["timings"]["duplicates"] = 40, 4.0
+    (dataset / "curation.json").write_text(json.dumps(record))
+    found = plan_curation(4_000_000, dataset)
+    assert found.alone_hours - found.bookkeeping_hours == pytest.approx(4e5 / 3600)
+    assert found.days(10**9) == pytest.approx(found.alone_hours / 24, rel=1e-6)
 
 
 def test_the_page_names_what_was_measured(dataset: Path) -> None:

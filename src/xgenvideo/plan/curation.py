@@ -15,6 +15,7 @@ from xgenvideo.errors import ConfigError
 
 SECONDS_PER_HOUR = 3600.0
 CORES = 1000  # for which days are told
+ALONE = frozenset(("templates", "duplicates", "balance"))  # steps of the one process that publishes
 SHIPPED = "curation.json"
 
 
@@ -32,6 +33,7 @@ class CurationStep:
 class CurationPlan:
     """What it takes to keep `pairs` pairs. Bytes are None where the measured run did not have the files.
 
+    `bookkeeping_hours`: of the process that reads the listing, judges by what was stored, and publishes.
     `measured_on`: what the costs were measured on; `measured_inputs`: how many of it. `core_hours_if_asked`: of steps
     that are off by default. Every judge runs on processors: no GPU hours.
     """
@@ -42,6 +44,7 @@ class CurationPlan:
     measured_kept: int
     steps: tuple[CurationStep, ...]
     core_hours_if_asked: dict[str, float]
+    bookkeeping_hours: float
     video_bytes: float | None
     clip_bytes: float | None
     shard_bytes: float | None
@@ -56,9 +59,15 @@ class CurationPlan:
         """Processor hours of all steps that are on."""
         return sum(step.core_hours for step in self.steps)
 
+    @property
+    def alone_hours(self) -> float:
+        """Hours in which one process works alone."""
+        return self.bookkeeping_hours + sum(step.core_hours for step in self.steps if step.name in ALONE)
+
     def days(self, cores: int = CORES) -> float:
-        """On so many cores, all of them busy to the end."""
-        return self.core_hours / cores / 24
+        """On so many cores: all of them busy with the clips, one of them with what is done by one process."""
+        shared = sum(step.core_hours for step in self.steps if step.name not in ALONE)
+        return (shared / cores + self.alone_hours) / 24
 
 
 def plan_curation(pairs: int, dataset: Path | None = None) -> CurationPlan:
@@ -73,9 +82,14 @@ def plan_curation(pairs: int, dataset: Path | None = None) -> CurationPlan:
         raise ConfigError("--curated", name, f"{why}; give a folder that `xgv curate` wrote") from error
 
 
+def _shipped() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(files("xgenvideo.plan").joinpath("facts", SHIPPED).read_text(encoding="utf-8"))
+    return found
+
+
 def _read(dataset: Path | None) -> tuple[Mapping[str, Any], str]:
     if dataset is None:
-        found = json.loads(files("xgenvideo.plan").joinpath("facts", SHIPPED).read_text(encoding="utf-8"))
+        found = _shipped()
         return found, str(found["measured_on"])
     path = dataset / SHIPPED
     try:
@@ -103,6 +117,7 @@ def _scale(pairs: int, record: Mapping[str, Any], name: str) -> CurationPlan:
         measured_kept=kept,
         steps=tuple(steps),
         core_hours_if_asked={what: inputs * float(each) / SECONDS_PER_HOUR for what, each in extra.items()},
+        bookkeeping_hours=inputs * float(_shipped()["bookkeeping_seconds_an_input"]) / SECONDS_PER_HOUR,
         video_bytes=sizes.get("videos"),
         clip_bytes=sizes.get("clips"),
         shard_bytes=sizes.get("shards"),

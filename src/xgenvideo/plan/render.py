@@ -238,8 +238,9 @@ def _curation(found: CurationPlan) -> list[str]:
         f"Curation of {found.pairs:,} pairs, if {found.measured_kept} of {found.measured_inputs} are kept as of",
         f"  {found.measured_on}",
         *table(rows),
-        f"  {found.inputs:,.0f} inputs, {found.core_hours:,.0f} core-hours, "
-        f"{found.days():.3g} days of {CORES:,} cores; no GPU-hours; without fetching",
+        f"  {found.inputs:,.0f} inputs, {found.core_hours:,.0f} core-hours; no GPU-hours; without fetching",
+        f"  {found.days():.3g} days of {CORES:,} cores, of which {found.alone_hours:,.0f} hours of one process alone: "
+        "reading, comparing, publishing",
         *([f"  {', '.join(sizes)}"] if sizes else []),
         *([f"  core-hours more, where asked for: {asked}"] if asked else []),
     ]
