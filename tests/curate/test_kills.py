@@ -23,7 +23,9 @@ import sys
 from pathlib import Path
 from xgenvideo.curate.run import curate
 from xgenvideo.curate.settings import CurateSettings
-settings = CurateSettings(steps=("motion", "duplicates"), vocabulary=300, workers=1, min_seconds=0.5)
+steps = ("captions", "motion", "duplicates")
+# Three slices: kills fall on each, between them, and on the processes that write their shards.
+settings = CurateSettings(steps=steps, unit_pairs=5, vocabulary=300, workers=1, min_seconds=0.5)
 print("begun", flush=True)
 curate(Path(sys.argv[1]), Path(sys.argv[2]), settings)
 """
