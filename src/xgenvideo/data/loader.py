@@ -11,6 +11,7 @@ from typing import Any
 
 from xgenvideo.config import RunConfig
 from xgenvideo.data.batch import Batch, Example, collate
+from xgenvideo.data.buffers import make_buffers
 from xgenvideo.data.dataset import Dataset
 from xgenvideo.data.examples import read_example
 from xgenvideo.data.features import FeatureCache
@@ -22,6 +23,7 @@ from xgenvideo.errors import ConfigError, DataError, MediaError
 
 VERSION = 4
 PREFETCH_BATCHES = 2
+KEPT_BATCHES = PREFETCH_BATCHES + 2  # those ahead, the one in use, and the one before it, until it is let go
 FEWEST_BAD = 16  # so many bad samples never stop a run, however small it is
 
 
@@ -64,7 +66,9 @@ class Loader:
         self._read = 0
         maker = BatchMaker(dataset, tokenizer, config, rank, ranks, cache)
         self._maker = maker
-        self._source = Workers(maker) if config.data.workers else maker
+        self._workers = Workers(maker, KEPT_BATCHES) if config.data.workers else None
+        self._buffers = make_buffers(KEPT_BATCHES, 0 if config.data.workers else maker.largest_bytes)
+        self._buffers.close_file()
         # One thread: the batches come in order, and `Order` keeps epochs without a lock.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
         self._ahead: deque[Future[Made]] = deque()
@@ -109,7 +113,7 @@ class Loader:
         return made.batch
 
     def _make(self, first: int) -> Made:
-        made = self._source.make(first)
+        made = self._workers.make(first) if self._workers else self._maker.make(first, self._buffers.take())
         return replace(made, batch=made.batch.pinned()) if self.pinned else made
 
     def _count(self, made: Made) -> None:
@@ -177,8 +181,8 @@ class Loader:
         """Stop the prefetch thread; the loader cannot be used after this."""
         self._forget()
         self._thread.shutdown(wait=True, cancel_futures=True)
-        if isinstance(self._source, Workers):
-            self._source.close()
+        if self._workers:
+            self._workers.close()
 
     def _forget(self) -> None:
         """Drop what was prefetched."""

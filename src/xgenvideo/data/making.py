@@ -1,5 +1,6 @@
 """A rank's part of a global batch, as a pure function of its position: what loader threads and processes run."""
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -102,25 +103,43 @@ class BatchMaker:
         """The epoch of the first dataset after so many positions."""
         return self.parts[0].order.epoch(position * self.slots.counts[0] // SLOTS)
 
-    def make(self, first: int) -> Made:
-        """This rank's part of the global batch that starts at `first`. Raises DataError for a corrupt shard."""
+    @property
+    def pairs(self) -> int:
+        """Samples of this rank's part."""
         pairs = self.config.train.global_batch_pairs
-        start, end = (first + pairs * rank // self.ranks for rank in (self.rank, self.rank + 1))
+        return pairs * (self.rank + 1) // self.ranks - pairs * self.rank // self.ranks
+
+    @property
+    def largest_bytes(self) -> int:
+        """Bytes that the frames of a batch can need; 0 with cached features."""
+        return 0 if self.cache is not None else math.prod(self._shape(self.config.data.frames))
+
+    def make(self, first: int, buffer: Tensor | None = None) -> Made:
+        """This rank's part of the global batch that starts at `first`; its frames lie in `buffer` [bytes] uint8, where
+        that has enough. Raises DataError for a corrupt shard.
+        """
+        start = first + self.config.train.global_batch_pairs * self.rank // self.ranks
+        end = start + self.pairs
         bad: list[tuple[str, str]] = []
-        room = self._room(start, end)
+        room = self._room(start, end, buffer)
         rows = [None] * (end - start) if room is None else list(room)
         found = [self._example(position, bad, row) for position, row in zip(range(start, end), rows, strict=True)]
         batch = collate([example for example, _ in found], self.config.data.frames, position=start, room=room)
         return Made(batch, sum(replaced for _, replaced in found), tuple(bad))
 
-    def _room(self, start: int, end: int) -> Tensor | None:
+    def _room(self, start: int, end: int, buffer: Tensor | None) -> Tensor | None:
         """Memory for the frames of a batch [B F 3 S S], so that they are decoded where they stay; none for features."""
         if self.cache is not None:
             return None
-        longest = max(map(self._frames_at, range(start, end)))
+        shape = self._shape(max(map(self._frames_at, range(start, end))))
+        size = math.prod(shape)
+        return memory(shape, torch.uint8) if buffer is None or len(buffer) < size else buffer[:size].view(shape)
+
+    def _shape(self, longest: int) -> tuple[int, ...]:
+        """B F 3 S S of a batch whose longest clip has so many frames."""
         count = padded_length(min(longest, self.config.data.frames), self.config.data.frames)
         size = self.config.model.vision.image_size
-        return memory((end - start, count, 3, size, size), torch.uint8)
+        return self.pairs, count, 3, size, size
 
     def _frames_at(self, position: int) -> int:
         number, own = self.slots.at(position)
