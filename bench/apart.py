@@ -19,11 +19,11 @@ STARTED_SECONDS, TURN_SECONDS = 120, 300
 
 
 class Turn(NamedTuple):
-    """Of the counted batches: wall seconds and processor seconds of all processes a pair; peak memory of all so far."""
+    """Of the counted batches: wall seconds and processor seconds of all processes a frame; memory of all at the end."""
 
     wall: float
     busy: float
-    peak_mb: float
+    memory_mb: float
 
 
 class Side:
@@ -79,13 +79,13 @@ def _serve(connection: Connection, start: Callable[..., Iterator[Any]], argument
         for _ in islice(batches, uncounted):
             pass
         wall, busy = time.perf_counter(), group_seconds()
-        pairs = sum(map(pairs_of, islice(batches, count)))
-        connection.send(((time.perf_counter() - wall) / pairs, (group_seconds() - busy) / pairs, group_peak_mb()))
+        frames = sum(map(frames_of, islice(batches, count)))
+        connection.send(((time.perf_counter() - wall) / frames, (group_seconds() - busy) / frames, group_memory_mb()))
 
 
-def pairs_of(batch: Any) -> int:
-    """How many clips a batch of any side holds."""
-    return len(batch) if hasattr(batch, "keys") else len(batch[1])
+def frames_of(batch: Any) -> int:
+    """How many frames of a batch of any side are no padding."""
+    return int(batch.frame_mask.sum()) if hasattr(batch, "frame_mask") else batch.present
 
 
 def _of_group() -> Iterator[tuple[Path, list[str]]]:
@@ -105,13 +105,13 @@ def group_seconds() -> float:
     return sum(sum(map(int, fields[11:15])) for _, fields in _of_group()) / TICKS
 
 
-def group_peak_mb() -> float:
-    """The sum of the processes' peaks, in 10^6 bytes; memory that they share counts in each."""
+def group_memory_mb() -> float:
+    """Memory of the processes, in 10^6 bytes; each one's part of what they share."""
     total = 0
     for folder, _ in _of_group():
         try:
-            status = (folder / "status").read_text(encoding="utf-8")
+            held = (folder / "smaps_rollup").read_text(encoding="utf-8")
         except OSError:
             continue
-        total += sum(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+        total += sum(int(line.split()[1]) for line in held.splitlines() if line.startswith("Pss:"))
     return total * 1024 / 1e6

@@ -1,12 +1,18 @@
 """The loader beside webdataset, LanceDB's loader, Energon, and decoding the source: pairs a second, same clips.
 
 Run: make bench-data. Peers are measured where they can be imported: pip install -c constraints.txt webdataset pylance
-megatron-energon. All give batches of the same pictures, made by the same function from the same JPEG frames (at most 64
-at 2 FPS, short side 256, cut to 224), padded in the same way; the source's side decodes the videos with PyAV as a plain
-PyTorch dataset would. Ours alone also verifies the shard's hash, and tokenises and packs the text. Sides take turns,
-all processes of the others stopped; each turn begins with a few batches that are not counted, so that nothing counted
-was made before. One thread each; "workers" are processes, and processor time and memory count them too. Writes
-bench/results/data.json.
+megatron-energon (the constraint keeps torch where it is). To leave an environment as it is, put them into another one,
+python3.11 -m venv PEERS, with a file PEERS/lib/python3.11/site-packages/shared.pth that holds the path of the first
+one's site-packages, and run PEERS/bin/python bench/data.py with OMP_NUM_THREADS=1.
+
+All give batches of the same pictures, decoded into their place in the batch by the same function from the same JPEG
+frames (at most 64 at 2 FPS, short side 256, cut to 224); the source's side decodes the videos with PyAV as a plain
+PyTorch dataset would. Ours alone also tokenises and packs the text, puts clips of like length together, which pads
+less, and each of its processes verifies the hash of a shard at its first read: 1 ms of processor for 1.5 MB, which on
+these few shards is over before anything is counted.
+Sides take turns, all processes of the others stopped; each turn begins with batches that are not counted, more than any
+side makes ahead. Clips differ in length, so time is taken by frame and given for a pair of the mean length. One thread
+each; "workers" are processes, and processor time and memory count them too. Writes bench/results/data.json.
 """
 
 import argparse
@@ -24,7 +30,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -32,7 +38,7 @@ import pyarrow as pa
 import torch
 from apart import Side, Turn
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from xgenvideo import recipes
 from xgenvideo.config import override
@@ -49,8 +55,10 @@ from xgenvideo.data.video import nearest_frames, sample_video
 from xgenvideo.records import Sample
 
 PAIRS, FRAMES, FPS, SHORT_SIDE, SIZE, QUALITY = 8, 64, 2.0, 256, 224, 90
-ROUNDS, COUNTED, UNCOUNTED = 10, 8, 5
-SOURCE_BATCHES = 1  # decoding the source takes so long that one batch a turn is enough
+ROUNDS, COUNTED, UNCOUNTED = 10, 24, 8
+SOURCE_COUNTED = 8  # decoding the source takes so long that these are enough, and one without processes
+SHARD_BYTES = 2 * 2**20  # several for each process: webdataset gives out whole shards
+ENDLESS = 2**40
 RESULTS = Path(__file__).parent / "results" / "data.json"
 
 
@@ -80,7 +88,7 @@ def write_clips(clips: Sequence[Clip], folder: Path) -> Clips:
             pts = tuple(video.pts.tolist())
             yield Sample(key, jpegs, pts, clip.caption, key, lineage={"path": str(clip.path)})
 
-    return write_dataset(folder, samples(), {"name": "bench"}, shard_bytes=16 * 2**20)
+    return write_dataset(folder, samples(), {"name": "bench"}, shard_bytes=SHARD_BYTES)
 
 
 def jpeg(frame: Any) -> bytes:
@@ -91,36 +99,44 @@ def jpeg(frame: Any) -> bytes:
 
 @dataclass(frozen=True)
 class Stored:
-    """What the picture function needs of a sample."""
+    """A sample as it is stored, with what the picture function needs."""
 
     key: str
     jpegs: Sequence[bytes]
+    caption: str
 
 
-def pictures(key: str, jpegs: Sequence[bytes]) -> Tensor:
-    """JPEG frames to [F 3 S S], by our function on every side."""
-    return decode_frames(Stored(key, jpegs), SIZE)  # type: ignore[arg-type]
+class Padded(NamedTuple):
+    """Frames [B F 3 S S] padded with zeros, captions, and how many frames are no padding."""
+
+    frames: Tensor
+    captions: list[str]
+    present: int
 
 
-def padded(samples: Sequence[tuple[Tensor, str]]) -> tuple[Tensor, list[str]]:
-    """Frames [B F 3 S S] padded with zeros, and captions."""
-    longest = max(len(frames) for frames, _ in samples)
-    batch = torch.zeros((len(samples), longest, 3, SIZE, SIZE), dtype=torch.uint8)
+def padded(samples: Sequence[Stored]) -> Padded:
+    """A batch of JPEG frames, decoded by our function on every side."""
+    counts = [len(sample.jpegs) for sample in samples]
+    batch = torch.empty((len(samples), max(counts), 3, SIZE, SIZE), dtype=torch.uint8)
+    for row, sample in zip(batch, samples, strict=True):
+        decode_frames(sample, SIZE, room=row)  # type: ignore[arg-type]
+        row[len(sample.jpegs) :] = 0
+    return Padded(batch, [sample.caption for sample in samples], sum(counts))
+
+
+def padded_pictures(samples: Sequence[tuple[Tensor, str]]) -> Padded:
+    """A batch of pictures that are there."""
+    counts = [len(frames) for frames, _ in samples]
+    batch = torch.zeros((len(samples), max(counts), 3, SIZE, SIZE), dtype=torch.uint8)
     for row, (frames, _) in zip(batch, samples, strict=True):
         row[: len(frames)] = frames
-    return batch, [caption for _, caption in samples]
+    return Padded(batch, [caption for _, caption in samples], sum(counts))
 
 
 def start_worker(number: int) -> None:
     """One thread for each process."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-
-
-def endless(batches: Callable[[], Any]) -> Iterator[Any]:
-    """One pass after the other."""
-    while True:
-        yield from batches()
 
 
 def process_options(workers: int) -> dict[str, Any]:
@@ -144,10 +160,10 @@ def ours(dataset: Clips, tokenizer: Tokenizer, workers: int, scratch: Path) -> I
         yield loader.next_batch()
 
 
-def webdataset_sample(sample: dict[str, Any]) -> tuple[Tensor, str]:
+def webdataset_sample(sample: dict[str, Any]) -> Stored:
     """One sample of our shards as webdataset reads them."""
     jpegs = [sample[name] for name in sorted(name for name in sample if name.endswith(".jpg"))]
-    return pictures(sample["__key__"], jpegs), json.loads(sample["json"])["caption"]
+    return Stored(sample["__key__"], jpegs, json.loads(sample["json"])["caption"])
 
 
 def by_webdataset(dataset: Clips, tokenizer: Tokenizer, workers: int, scratch: Path) -> Iterator[Any]:
@@ -163,18 +179,15 @@ def by_webdataset(dataset: Clips, tokenizer: Tokenizer, workers: int, scratch: P
     return iter(loader)
 
 
-class Decoded(Dataset[Any]):
-    """Rows of a Lance dataset as pictures."""
+def padded_rows(rows: Sequence[dict[str, Any]]) -> Padded:
+    """A batch of rows of a Lance dataset."""
+    return padded([Stored(row["key"], row["jpegs"], row["caption"]) for row in rows])
 
-    def __init__(self, rows: Any) -> None:
-        self.rows = rows
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, str]]:
-        """The rows of a batch in one read."""
-        return [(pictures(row["key"], row["jpegs"]), row["caption"]) for row in self.rows.__getitems__(indices)]
+def shuffled(rows: Dataset[Any], collate: Callable[[Any], Padded], workers: int) -> Iterator[Any]:
+    """By PyTorch's DataLoader, one pass after the other without a pause, as within a long one."""
+    sampler = RandomSampler(rows, num_samples=ENDLESS)  # type: ignore[arg-type]
+    return iter(DataLoader(rows, PAIRS, sampler=sampler, collate_fn=collate, **process_options(workers)))
 
 
 def by_lance(dataset: Clips, tokenizer: Tokenizer, workers: int, scratch: Path) -> Iterator[Any]:
@@ -186,11 +199,7 @@ def by_lance(dataset: Clips, tokenizer: Tokenizer, workers: int, scratch: Path) 
         columns = {name: [getattr(sample, name) for sample in found] for name in ("key", "caption")}
         columns |= {"jpegs": [list(sample.jpegs) for sample in found], "pts": [list(sample.pts) for sample in found]}
         lance.write_dataset(pa.table(columns), str(path))
-    rows = Decoded(loading.SafeLanceDataset(str(path)))
-    loader = DataLoader(
-        rows, batch_size=PAIRS, shuffle=True, collate_fn=padded, drop_last=True, **process_options(workers)
-    )
-    return endless(lambda: loader)
+    return shuffled(loading.SafeLanceDataset(str(path)), padded_rows, workers)
 
 
 def by_energon(dataset: Clips, tokenizer: Tokenizer, workers: int, scratch: Path) -> Iterator[Any]:
@@ -241,9 +250,7 @@ def from_source(dataset: Clips, tokenizer: Tokenizer, workers: int, scratch: Pat
     """PyAV in a PyTorch DataLoader."""
     rows = list(dataset.rows("train"))
     sources = Sources([dataset.read_row(row).lineage["path"] for row in rows], [row.caption for row in rows])
-    return endless(
-        lambda: DataLoader(sources, batch_size=PAIRS, shuffle=True, collate_fn=padded, **process_options(workers))
-    )
+    return shuffled(sources, padded_pictures, workers)
 
 
 Start = Callable[[Clips, Tokenizer, int, Path], Iterator[Any]]
@@ -270,27 +277,41 @@ def importable(module: str) -> bool:
         return False
 
 
-def measure(sides: dict[str, Side], workers: int, rounds: int) -> dict[str, dict[str, Any]]:
-    """Median pairs a second of every side, and ours over each, by round."""
+def turn_of(name: str, workers: int) -> tuple[int, int]:
+    """How many batches of a side are counted in a turn, after how many others."""
+    if name != "source":
+        return COUNTED, UNCOUNTED
+    return (SOURCE_COUNTED, UNCOUNTED) if workers else (1, 0)  # without processes nothing is made ahead
+
+
+def measure(sides: dict[str, Side], workers: int, rounds: int, frames: float) -> dict[str, dict[str, Any]]:
+    """Medians of every side for a pair of so many frames, and ours over each, by round."""
     taken: dict[str, list[Turn]] = {name: [] for name in sides}
     for number in range(rounds + 1):
         for name in random.Random(number).sample(list(sides), len(sides)):
-            slow = name == "source" and not workers  # and has nothing made before
-            found = sides[name].turn(*((SOURCE_BATCHES, 0) if slow else (COUNTED, UNCOUNTED)))
+            found = sides[name].turn(*turn_of(name, workers))
             if number:
                 taken[name].append(found)
     rows = {}
-    for name, seconds in taken.items():
-        ratios = [theirs.wall / mine.wall for mine, theirs in zip(taken["ours"], seconds, strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4)
+    for name, turns in taken.items():
+        low, middle, high = quartiles(taken["ours"], turns, "wall")
+        busy = quartiles(taken["ours"], turns, "busy")
         rows[name] = {
-            "pairs_per_second": round(1 / statistics.median(turn.wall for turn in seconds), 1),
-            "processor_ms_a_pair": round(1e3 * statistics.median(turn.busy for turn in seconds), 2),
-            "peak_mb": round(seconds[-1].peak_mb),
-            "ours_times_as_fast": round(middle, 2),
-            "quartiles": [round(low, 2), round(high, 2)],
+            "pairs_per_second": round(1 / frames / statistics.median(turn.wall for turn in turns), 1),
+            "processor_ms_a_pair": round(1e3 * frames * statistics.median(turn.busy for turn in turns), 2),
+            "memory_mb": round(turns[-1].memory_mb),
+            "ours_times_as_fast": middle,
+            "quartiles": [low, high],
+            "processor_over_ours": busy[1],
+            "processor_quartiles": [busy[0], busy[2]],
         }
     return rows
+
+
+def quartiles(ours: Sequence[Turn], theirs: Sequence[Turn], of: str) -> list[float]:
+    """Quartiles and median of their time over ours, turn by turn."""
+    ratios = [getattr(turn, of) / getattr(mine, of) for mine, turn in zip(ours, theirs, strict=True)]
+    return [round(ratio, 2) for ratio in statistics.quantiles(ratios, n=4)]
 
 
 def run(folder: Path, name: str, rounds: int, workers: Sequence[int]) -> dict[str, Any]:
@@ -300,14 +321,14 @@ def run(folder: Path, name: str, rounds: int, workers: Sequence[int]) -> dict[st
         tokenizer = Path(scratch) / "tokenizer.json"
         train_tokenizer(texts(dataset.rows("train")), 1024).save(tokenizer)
         there = [name for name, (module, _, _) in SIDES.items() if importable(module)]
+        frames = sum(row.frames for row in dataset.rows("train"))
         found: dict[str, Any] = {}
         for count in workers:
             with contextlib.ExitStack() as stack:
                 given = (dataset.folder, tokenizer, count, Path(scratch))
                 sides = {name: stack.enter_context(Side(start, (name, *given))) for name in there}
-                found[f"{count} workers"] = measure(sides, count, rounds)
+                found[f"{count} workers"] = measure(sides, count, rounds, frames / len(dataset))
             print(name, count, json.dumps(found[f"{count} workers"], indent=1), flush=True)
-        frames = sum(row.frames for row in dataset.rows("train"))
         return {"clips": len(dataset), "frames": frames, "workers": found}
 
 

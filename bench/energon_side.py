@@ -10,15 +10,15 @@ from typing import Any
 
 import megatron.energon as energon
 
-Pictures = Callable[[dict[str, Any]], tuple[Any, str]]
-Padded = Callable[[Sequence[tuple[Any, str]]], Any]
+Stored = Callable[[dict[str, Any]], Any]
+Padded = Callable[[Sequence[Any]], Any]
 
 
 @dataclass
 class Clip(energon.Sample):  # type: ignore[misc]
-    """Pictures and caption."""
+    """A sample as it is stored."""
 
-    made: tuple[Any, str]
+    stored: Any
 
 
 def prepared(shards: Path, folder: Path) -> Path:
@@ -34,19 +34,19 @@ def prepared(shards: Path, folder: Path) -> Path:
     return folder
 
 
-def encoder(pictures: Pictures, padded: Padded) -> Any:
-    """A task encoder that makes pictures of each sample and pads a batch of them."""
+def encoder(stored: Stored, padded: Padded) -> Any:
+    """A task encoder that makes a batch of pictures of what is stored."""
 
     @energon.stateless  # type: ignore[untyped-decorator]
     def cook(sample: dict[str, Any]) -> Clip:
-        return Clip(**energon.basic_sample_keys(sample), made=pictures(sample))
+        return Clip(**energon.basic_sample_keys(sample), stored=stored(sample))
 
     class Encoder(energon.DefaultTaskEncoder):  # type: ignore[misc]
         cookers = [energon.Cooker(cook)]  # noqa: RUF012 (Energon's way)
         decoder = None
 
         def batch(self, samples: list[Clip]) -> Any:
-            return padded([sample.made for sample in samples])
+            return padded([sample.stored for sample in samples])
 
         def encode_batch(self, batch: Any) -> Any:
             return batch
