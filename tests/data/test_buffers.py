@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from xgenvideo.config import RunConfig, override
 from xgenvideo.data import tokenizer as tokenizers
 from xgenvideo.data.buffers import make_buffers
 from xgenvideo.data.dataset import Dataset
+from xgenvideo.data.features import FeatureCache
 from xgenvideo.data.loader import KEPT_BATCHES, Loader
 from xgenvideo.data.making import BatchMaker
 from xgenvideo.data.shards import write_dataset
@@ -55,20 +57,28 @@ def test_pieces_do_not_touch_and_take_no_memory_before_they_are_written() -> Non
         assert piece is not None
         piece[[0, -1]] = number + 1
     assert [piece[[0, -1]].tolist() for piece in pieces if piece is not None] == [[1, 1], [2, 2], [3, 3]]
-    assert make_buffers(4, 0).take() is None, "features need none"
+    assert make_buffers(4, 0).take() is None, "a loader with processes has none of its own"
 
 
+def means(frames: Tensor) -> Tensor:
+    """Features [N 2 3] of frames [N 3 S S]: mean colours of two halves."""
+    return frames.float().unflatten(2, (2, -1)).mean(dim=(3, 4)).transpose(1, 2)
+
+
+@pytest.mark.parametrize("kind", ["frames", "bf16", "int8"])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_that_are_kept_stay_as_they_were(
-    tiny_dataset: Dataset, tokenizer: Tokenizer, small_config: RunConfig, workers: int
+    tiny_dataset: Dataset, tokenizer: Tokenizer, small_config: RunConfig, tmp_path: Path, workers: int, kind: str
 ) -> None:
     config = override(small_config, [*SETTINGS, f"data.workers={workers}"])
-    maker = BatchMaker(tiny_dataset, tokenizer, config, 0, 1, None)
-    loader = Loader(tiny_dataset, tokenizer, config)
+    size = config.model.vision.image_size
+    cache = None if kind == "frames" else FeatureCache(tmp_path, "means", size, kind).build(tiny_dataset, means)
+    maker = BatchMaker(tiny_dataset, tokenizer, config, 0, 1, cache)
+    loader = Loader(tiny_dataset, tokenizer, config, cache=cache)
     kept = [loader.next_batch() for _ in range(3 * KEPT_BATCHES)]
     loader.close()
     for batch in kept:
-        assert torch.equal(batch.present_frames(), maker.make(batch.position).batch.present_frames())
+        assert torch.equal(batch.video, maker.make(batch.position).batch.video)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -33,6 +33,11 @@ class Example:
             shape = None if video is None else list(video.shape)
             raise DataError(f"example {self.key}: video is {shape}, there are {len(self.pts)} timestamps")
 
+    @property
+    def video(self) -> Tensor:
+        """Frames or features, whichever is there."""
+        return _present(self.frames if self.features is None else self.features)
+
     def __repr__(self) -> str:
         return f"Example({self.key}, frames={len(self.pts)}, {self.text})"
 
@@ -97,6 +102,15 @@ class Batch:
             for start in starts
         ]
 
+    @property
+    def video(self) -> Tensor:
+        """Frames or features, whichever is there."""
+        return _present(self.frames if self.features is None else self.features)
+
+    def with_video(self, video: Tensor) -> "Batch":
+        """The batch with other frames, or other features."""
+        return replace(self, frames=video) if self.features is None else replace(self, features=video)
+
     def present_frames(self) -> Tensor:
         """The frames [B F 3 H W]. Raises DataError for a batch of cached features, which has none."""
         if self.frames is None:
@@ -147,7 +161,7 @@ def padded_length(longest: int, max_frames: int) -> int:
 def collate(examples: Sequence[Example], max_frames: int, position: int = 0, room: Tensor | None = None) -> Batch:
     """Examples as a batch whose F is `padded_length`.
 
-    Frames that lie in `room` [B F 3 S S] already, each example's in its row, are not copied.
+    Frames or features that lie in `room` [B F ...] already, each example's in its row, are not copied.
     Short clips are padded with zeros under a False frame mask, never by repeating. Raises DataError for a clip of more
     than `max_frames` frames, or for none.
     """
@@ -160,7 +174,7 @@ def collate(examples: Sequence[Example], max_frames: int, position: int = 0, roo
     texts = [example.text for example in examples]
     return Batch(
         frames=_padded([example.frames for example in examples], count, room),
-        features=_padded([example.features for example in examples], count),
+        features=_padded([example.features for example in examples], count, room),
         pts=_present(_padded([example.pts.float() for example in examples], count)),
         frame_mask=torch.stack([torch.arange(count) < len(example.pts) for example in examples]),
         tokens=torch.stack([torch.from_numpy(text.tokens) for text in texts]),
@@ -192,5 +206,5 @@ def _padded(parts: Sequence[Tensor | None], count: int, room: Tensor | None = No
 
 
 def _present(tensor: Tensor | None) -> Tensor:
-    assert tensor is not None, "every example has timestamps"
+    assert tensor is not None, "every example has a video and timestamps"
     return tensor

@@ -1,5 +1,5 @@
-"""Memory for the frames of batches, used again when a batch is let go: to get fresh pages from the system costs several
-times what writing the frames costs, in shared memory 2 ms a pair.
+"""Memory for the videos of batches, used again when a batch is let go: to get fresh pages from the system costs several
+times what writing them costs, in shared memory 2 ms a pair.
 """
 
 import mmap

@@ -22,12 +22,12 @@ def read_example(
 ) -> Example:
     """One sample: at most `config.data.frames` frames from frame `first` on, as features where there is a cache.
 
-    Frames are put into `room` [R 3 S S] where that is given and has enough rows. Raises MediaError for frames that are
-    no pictures, DataError for a corrupt shard.
+    They are put into `room` [R 3 S S] or [R P W] where that is given and has enough rows. Raises MediaError for frames
+    that are no pictures, DataError for a corrupt shard.
     """
     last = min(row.frames, first + config.data.frames)
     pts = torch.tensor(row.pts[first:last], dtype=torch.float32)
     if cache is not None:
-        return Example(row.key, text, pts, features=cache.read(row.key, first, last - first))
+        return Example(row.key, text, pts, features=cache.read(row.key, first, last - first, room))
     frames = decode_frames(dataset.read_row(row), config.model.vision.image_size, range(first, last), room)
     return Example(row.key, text, pts, frames=frames)

@@ -75,10 +75,16 @@ class FeatureCache:
         self._open(path, dataset.fingerprint)
         return self
 
-    def read(self, key: str, first: int = 0, count: int | None = None) -> Tensor:
+    @property
+    def frame_shape(self) -> tuple[int, ...]:
+        """P W of a frame's features."""
+        return tuple(self._index["shape"][1:])
+
+    def read(self, key: str, first: int = 0, count: int | None = None, room: Tensor | None = None) -> Tensor:
         """Features [F P W] float32 of a sample: `count` frames (default all) from frame `first` on.
 
-        Raises MediaError for a sample whose frames cannot be decoded, DataError for an unknown key or an unbuilt cache.
+        They are the first rows of `room` [R P W] float32, where that has enough. Raises MediaError for a sample whose
+        frames cannot be decoded, DataError for an unknown key or an unbuilt cache.
         """
         if key in self._index.get("bad", {}):
             raise MediaError(self._index["bad"][key], key, "found when the features were made")
@@ -86,7 +92,7 @@ class FeatureCache:
             raise DataError(f"{self!r}: has no features of {key!r}; call build(dataset, encode) first")
         start, frames = self._index["samples"][key]
         stop = frames if count is None else min(frames, first + count)
-        return _restored([torch.from_numpy(part[start + first : start + stop]) for part in self._parts])
+        return _restored([torch.from_numpy(part[start + first : start + stop]) for part in self._parts], room)
 
     def _write(self, folder: Path, dataset: Dataset, encode: Encode, encode_frames: int) -> None:
         """The file of each of PARTS, frame after frame, and index.json, synced to disk."""
@@ -167,12 +173,15 @@ def _stored(features: Tensor, kind: str) -> tuple[Tensor, ...]:
     return numbers, scales
 
 
-def _restored(parts: list[Tensor]) -> Tensor:
+def _restored(parts: list[Tensor], room: Tensor | None) -> Tensor:
     """Features [F P W] float32 of what `_stored` made."""
+    numbers = parts[0]
+    if room is None or len(room) < len(numbers):
+        room = torch.empty(numbers.shape, dtype=torch.float32)
+    made = room[: len(numbers)]
     if len(parts) == 1:
-        return parts[0].view(torch.bfloat16).float()
-    numbers, scales = parts
-    return numbers.float() * scales
+        return made.copy_(numbers.view(torch.bfloat16))
+    return made.copy_(numbers).mul_(parts[1])
 
 
 def _reopened(folder: Path, encoder_hash: str, image_size: int, kind: str, fingerprint: str) -> FeatureCache:

@@ -111,41 +111,44 @@ class BatchMaker:
 
     @property
     def largest_bytes(self) -> int:
-        """Bytes that the frames of a batch can need; 0 with cached features."""
-        return 0 if self.cache is not None else math.prod(self._shape(self.config.data.frames))
+        """Bytes that the frames or features of a batch can need."""
+        return math.prod(self._shape(self.config.data.frames)) * self._dtype.itemsize
 
     def make(self, first: int, buffer: Tensor | None = None) -> Made:
-        """This rank's part of the global batch that starts at `first`; its frames lie in `buffer` [bytes] uint8, where
-        that has enough. Raises DataError for a corrupt shard.
+        """This rank's part of the global batch that starts at `first`; its frames or features lie in `buffer` [bytes]
+        uint8, where that has enough. Raises DataError for a corrupt shard.
         """
         start = first + self.config.train.global_batch_pairs * self.rank // self.ranks
         end = start + self.pairs
         bad: list[tuple[str, str]] = []
         room = self._room(start, end, buffer)
-        rows = [None] * (end - start) if room is None else list(room)
-        found = [self._example(position, bad, row) for position, row in zip(range(start, end), rows, strict=True)]
+        found = [self._example(position, bad, row) for position, row in zip(range(start, end), room, strict=True)]
         batch = collate([example for example, _ in found], self.config.data.frames, position=start, room=room)
         return Made(batch, sum(replaced for _, replaced in found), tuple(bad))
 
-    def _room(self, start: int, end: int, buffer: Tensor | None) -> Tensor | None:
-        """Memory for the frames of a batch [B F 3 S S], so that they are decoded where they stay; none for features."""
-        if self.cache is not None:
-            return None
+    def _room(self, start: int, end: int, buffer: Tensor | None) -> Tensor:
+        """Memory for the frames or features of a batch, so that they are made where they stay."""
         shape = self._shape(max(map(self._frames_at, range(start, end))))
-        size = math.prod(shape)
-        return memory(shape, torch.uint8) if buffer is None or len(buffer) < size else buffer[:size].view(shape)
+        size = math.prod(shape) * self._dtype.itemsize
+        if buffer is None or len(buffer) < size:
+            return memory(shape, self._dtype)
+        return buffer[:size].view(self._dtype).view(shape)
 
     def _shape(self, longest: int) -> tuple[int, ...]:
-        """B F 3 S S of a batch whose longest clip has so many frames."""
+        """B F 3 S S, or B F P W, of a batch whose longest clip has so many frames."""
         count = padded_length(min(longest, self.config.data.frames), self.config.data.frames)
         size = self.config.model.vision.image_size
-        return self.pairs, count, 3, size, size
+        return self.pairs, count, *((3, size, size) if self.cache is None else self.cache.frame_shape)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.uint8 if self.cache is None else torch.float32
 
     def _frames_at(self, position: int) -> int:
         number, own = self.slots.at(position)
         return int(self.parts[number].frames[self.parts[number].order.at(own)])
 
-    def _example(self, position: int, bad: list[tuple[str, str]], room: Tensor | None) -> tuple[Example, bool]:
+    def _example(self, position: int, bad: list[tuple[str, str]], room: Tensor) -> tuple[Example, bool]:
         """The sample at a global position, or its first substitute that can be read; what cannot goes into `bad`."""
         number, own = self.slots.at(position)
         part, reasons = self.parts[number], []
@@ -164,7 +167,7 @@ class BatchMaker:
             f"{part.dataset.folder}: {SUBSTITUTES} samples in a row cannot be read: {'; '.join(reasons[:3])}"
         )
 
-    def _read(self, number: int, choice: int, position: int, room: Tensor | None) -> Example:
+    def _read(self, number: int, choice: int, position: int, room: Tensor) -> Example:
         """A sample of the `number`-th dataset, which is read at `position` of that dataset's order."""
         part = self.parts[number]
         sample, tokenised = self._described(number, choice)

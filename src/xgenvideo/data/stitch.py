@@ -141,11 +141,10 @@ def read_stitched(
         parts.append(read_example(dataset, row, text, config, cache, room=part_room))
         at += row.frames
     pts = torch.tensor(sample.pts, dtype=torch.float32)
+    video = torch.cat([part.video for part in parts]) if room is None else room[:count]
     if cache is not None:
-        features = torch.cat([part.features for part in parts if part.features is not None])
-        return Example(sample.key, text, pts, features=features)
-    frames = torch.cat([part.frames for part in parts if part.frames is not None]) if room is None else room[:count]
-    return Example(sample.key, text, pts, frames=frames)
+        return Example(sample.key, text, pts, features=video)
+    return Example(sample.key, text, pts, frames=video)
 
 
 def _times(span: tuple[float, float]) -> str:

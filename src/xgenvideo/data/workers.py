@@ -1,5 +1,5 @@
 """Processes that make batches ahead, over torch's DataLoader. One that dies or hangs is replaced and nothing is lost: a
-batch is a pure function of its position, so the next process makes it again. Frames are written where the trainer reads
+batch is a pure function of its position, so the next process makes it again. Videos are written where the trainer reads
 them, in memory that both have mapped; the rest of a batch comes as a message.
 """
 
@@ -60,12 +60,13 @@ class Workers:
         )
 
     def _mapped(self, made: Made, number: int) -> Made:
-        """A batch with its frames, where they lie in a buffer, which is free again after them."""
+        """A batch with its video, where that lies in a buffer, which is free again after it."""
         assert self._buffers is not None, f"buffer {number} was given"
-        buffer, frames = self._buffers.last_tensor(number), made.batch.frames
-        if frames is None or not frames.is_meta:
+        buffer, video = self._buffers.last_tensor(number), made.batch.video
+        if not video.is_meta:
             return made
-        return replace(made, batch=replace(made.batch, frames=buffer[: frames.numel()].view(frames.shape)))
+        video = buffer[: video.nbytes].view(video.dtype).view(video.shape)
+        return replace(made, batch=made.batch.with_video(video))
 
     def _wait(self, batches: Iterator[Handed]) -> Handed:
         """The next batch. DataLoader's own time-out does not see a process that hangs while it hands over a tensor, so
@@ -122,9 +123,9 @@ class Batches(Dataset[Any]):
             made = self.maker.make(first, buffer)
         except XGenVideoError as error:
             return str(error), number
-        frames = made.batch.frames
-        if buffer is not None and frames is not None and frames.data_ptr() == buffer.data_ptr():
-            made = replace(made, batch=replace(made.batch, frames=frames.to("meta")))  # its shape is enough
+        video = made.batch.video
+        if buffer is not None and video.data_ptr() == buffer.data_ptr():
+            made = replace(made, batch=made.batch.with_video(video.to("meta")))  # its shape is enough
         return made, number
 
 
