@@ -216,7 +216,8 @@ def by_energon(dataset: Clips, tokenizer: Tokenizer, workers: int, scratch: Path
         worker_config=settings,
         task_encoder=encoder(webdataset_sample, padded),
     )
-    return iter(energon.get_loader(found))
+    # Its watchdog would take the time in which it is stopped for a hanging sample.
+    return iter(energon.get_loader(found, watchdog_timeout_seconds=None))
 
 
 class Sources(Dataset[Any]):
