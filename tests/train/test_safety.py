@@ -1,5 +1,6 @@
 """Saves by the clock, stops by signal and clock, loss spikes, and the ledger that proves what was consumed."""
 
+import itertools
 import json
 import signal
 import subprocess
@@ -117,6 +118,21 @@ def test_a_spike_goes_back_passes_over_the_batches_and_is_accounted_for(
     assert any("lost 0, replayed 0" in line for line in audit(tmp_path / "run"))
     steps = [row["step"] for row in read_metrics(tmp_path / "run")]
     assert steps == sorted(set(steps))
+
+
+def test_ways_back_are_counted_over_calls_of_the_program(
+    run_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = override(spiking(run_config, 2), ["optimizer.lr=1e-3"])
+    train(override(config, ["train.stop_after_steps=2"]), tmp_path, quiet=True)
+    for stop in (4, 6):
+        losses = itertools.count()
+        monkeypatch.setattr(Spikes, "seen", lambda spikes, loss, losses=losses: next(losses) == 0)
+        train(override(config, [f"train.stop_after_steps={stop}"]), tmp_path, quiet=True)
+    monkeypatch.setattr(Spikes, "seen", lambda spikes, loss: True)
+    with pytest.raises(TrainError, match="step 7: the loss spiked, after going back 2 times"):
+        train(config, tmp_path, quiet=True)
+    assert read_account(tmp_path).skipped == 2 * config.train.global_batch_pairs
 
 
 def test_no_way_back_from_a_spike_is_one_sentence(run_config: RunConfig, tmp_path: Path) -> None:

@@ -64,8 +64,9 @@ class Keeper:
             why = "there is no checkpoint to go back to" if path is None else f"after going back {allowed} times"
             cure = "lower optimizer.lr, or raise safety.spike_factor or safety.spike_rewinds (0 rewinds: never go back)"
             raise TrainError(f"step {at}: the loss spiked, {why}; {cure}")
+        rewinds = training.rewinds + 1  # the checkpoint may be older than a way back
         restore(training, path)
-        training.rewinds += 1
+        training.rewinds = rewinds
         self._ledger.__exit__(None, None, None)
         self._ledger = self._open_ledger()
         samples = (at - training.step) * pairs

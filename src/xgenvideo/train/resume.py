@@ -58,7 +58,7 @@ LAYOUT = tuple(f"layout.{spec.name}" for spec in dataclasses.fields(LayoutConfig
 @dataclass
 class Training:
     """A run in memory. `step`: optimizer steps done; `skipped_steps`: those that were not finite, all and in a row;
-    `recent_losses` and `rewinds`: of the watch for loss spikes.
+    `recent_losses` and `rewinds` (ways back in the whole run): of the watch for loss spikes.
     """
 
     config: RunConfig
@@ -94,6 +94,7 @@ def snapshot_of(training: Training, ledger: dict[str, int] | None = None) -> Sna
         "skipped_steps": training.skipped_steps,
         "skipped_in_a_row": training.skipped_in_a_row,
         "recent_losses": list(training.recent_losses),
+        "rewinds": training.rewinds,
         "ledger": ledger or {},
         "dataset_fingerprint": training.loader.dataset.fingerprint,
         "encoder_hash": training.engine.encoder_hash,
@@ -131,6 +132,7 @@ def restore(training: Training, path: Path) -> list[str]:
     training.step, training.started_from = snapshot.step, path
     training.skipped_steps, training.skipped_in_a_row = state["skipped_steps"], state["skipped_in_a_row"]
     training.recent_losses[:] = state.get("recent_losses", [])
+    training.rewinds = state.get("rewinds", 0)  # checkpoints of before it was saved have none
     return notes(snapshot, training)
 
 
