@@ -1,8 +1,10 @@
 """The held-out loss while training: it is the evaluation's, it changes nothing, and it wants a whole batch."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from tests.train.test_loop import final_tensors
 from xgenvideo.checkpoint import load_run
@@ -46,6 +48,20 @@ def test_one_batch_of_all_held_out_pairs_has_the_contrastive_loss_of_the_pool(
     run = load_run(tmp_path / "run")
     figures = evaluate(run.model, run.tokenizer, open_dataset(Path(config.data.shards)), config)
     assert row["heldout_contrastive"] == pytest.approx(figures["heldout_contrastive"], rel=1e-5)
+
+
+def test_no_gradient_is_worked_out(run_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, grad = [], torch.autograd.grad
+
+    def counting(*arguments: Any, **keywords: Any) -> Any:
+        asked.append(arguments)
+        return grad(*arguments, **keywords)
+
+    monkeypatch.setattr(torch.autograd, "grad", counting)
+    config = override(run_config, ["train.steps=2", "train.eval_every_steps=1"])
+    train(config, tmp_path, quiet=True)
+    assert all("heldout_contrastive" in row for row in read_metrics(tmp_path))
+    assert len(asked) == config.train.steps
 
 
 def test_fewer_batches_are_the_first_ones(run_config: RunConfig, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from xgenvideo.data.making import BatchMaker
 from xgenvideo.errors import ConfigError
 from xgenvideo.parallel.engine import Engine
 from xgenvideo.parallel.world import World
-from xgenvideo.train.passes import contrast, count, replica_texts
+from xgenvideo.train.passes import count, gathered, pooled_loss, replica_texts
 
 SPLIT = "heldout"
 
@@ -80,5 +80,6 @@ def losses(
         counts, texts = count(batch, world, config), replica_texts(batch, world, config)
         latents = world.to_first_stage(video.latents, config.train.global_batch_pairs)
         embedding, total = engine.text.read(texts, latents)
-    contrasted = contrast(video.embedding, embedding, texts.caption_group, engine.model.logit_scale, config, world)
-    return world.sum(total) / world.layout.tensor, counts.predicted, contrasted.loss
+        videos, all_texts, groups = gathered(video.embedding, embedding, texts.caption_group, config, world)
+        contrastive = pooled_loss(videos, all_texts, engine.model.logit_scale, groups, config)
+    return world.sum(total) / world.layout.tensor, counts.predicted, contrastive

@@ -74,20 +74,34 @@ def contrast(
     Every rank computes the whole of it (2,048 pairs: some GFLOP), so that no gradient has to travel. Scope
     "microbatch" takes negatives from one microbatch of every replica alone, which is another, weaker loss.
     """
-    pairs = config.train.global_batch_pairs
-    scale = logit_scale.detach().requires_grad_()
-    videos = _leaf(world.gather_shares(video.detach(), pairs))
-    texts, all_groups = _leaf(world.gather_replicas(text.detach())), world.gather_replicas(groups)
-    losses = [
-        _pool_loss(config.objective, videos[pool], texts[pool], scale, all_groups[pool])
-        for pool in pools(config, pairs, video.device)
-    ]
-    loss = torch.stack(losses).mean()
-    weighted = config.objective.contrastive_weight * loss
-    by_videos, by_texts, by_scale = torch.autograd.grad(weighted, [videos, texts, scale])
-    share, replica = world.layout.share(world.pair_rank, pairs), len(text)
+    videos, texts, all_groups = gathered(video, text, groups, config, world)
+    leaves = videos.requires_grad_(), texts.requires_grad_(), logit_scale.detach().requires_grad_()
+    loss = pooled_loss(*leaves, all_groups, config)
+    by_videos, by_texts, by_scale = torch.autograd.grad(config.objective.contrastive_weight * loss, leaves)
+    share, replica = world.layout.share(world.pair_rank, config.train.global_batch_pairs), len(text)
     start = world.place.data * replica
     return Contrast(loss.detach(), by_videos[share.start : share.stop], by_texts[start : start + replica], by_scale)
+
+
+def gathered(
+    video: Tensor, text: Tensor, groups: Tensor, config: RunConfig, world: World
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Video embeddings [B E], text embeddings [B E] and groups [B] of the global batch; arguments as of `contrast`.
+
+    Embeddings are in at least float32 (a softmax over thousands needs it), and cut from their graphs.
+    """
+    videos = world.gather_shares(video.detach(), config.train.global_batch_pairs)
+    texts = world.gather_replicas(text.detach())
+    return _wide(videos), _wide(texts), world.gather_replicas(groups)
+
+
+def pooled_loss(videos: Tensor, texts: Tensor, logit_scale: Tensor, groups: Tensor, config: RunConfig) -> Tensor:
+    """The contrastive loss [] over what `gathered` gives, not weighted."""
+    losses = [
+        _pool_loss(config.objective, videos[pool], texts[pool], logit_scale, groups[pool])
+        for pool in pools(config, len(videos), videos.device)
+    ]
+    return torch.stack(losses).mean()
 
 
 def pools(config: RunConfig, pairs: int, device: torch.device) -> list[Tensor]:
@@ -99,9 +113,8 @@ def pools(config: RunConfig, pairs: int, device: torch.device) -> list[Tensor]:
     return list(by_replica.transpose(0, 1).flatten(1))
 
 
-def _leaf(rows: Tensor) -> Tensor:
-    """The same values in at least float32 (a softmax over thousands needs it), as a leaf of their own."""
-    return rows.to(torch.promote_types(rows.dtype, torch.float32)).detach().requires_grad_()
+def _wide(rows: Tensor) -> Tensor:
+    return rows.to(torch.promote_types(rows.dtype, torch.float32)).detach()
 
 
 def _pool_loss(objective: ObjectiveConfig, video: Tensor, text: Tensor, scale: Tensor, groups: Tensor) -> Tensor:
