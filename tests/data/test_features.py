@@ -2,6 +2,8 @@
 
 import dataclasses
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -42,7 +44,8 @@ def test_features_are_those_of_each_frame(tmp_path: Path, tiny_dataset: Dataset,
     encoder = CountingEncoder()
     cache = FeatureCache(tmp_path / "cache", "hash", SIZE).build(tiny_dataset, encoder, encode_frames=16)
     assert sum(encoder.calls) == sum(len(sample.jpegs) for sample in tiny_samples)
-    assert set(encoder.calls[:-1]) == {16}
+    # Two of the shards have 21 frames, two 20, two 12; no call is for frames of two.
+    assert sorted(encoder.calls) == [4, 4, 5, 5, 12, 12, 16, 16, 16, 16]
     for sample in tiny_samples:
         expected = CountingEncoder()(decode_frames(sample, SIZE)).bfloat16().float()
         assert torch.equal(cache.read(sample.key), expected)
@@ -58,17 +61,20 @@ def test_int8_features_are_half_the_bytes_and_near(tmp_path: Path, tiny_dataset:
     made = torch.randn(106, 9, 64, generator=dice) * 10.0 ** torch.arange(-4, 5)[:, None]
     made[..., 7] *= 20
     made[:, 4] = 0
-    left = list(made.split(16))
     caches = {}
     for kind in ("bf16", "int8"):
-        rest = iter(left)
-        cache = FeatureCache(tmp_path, "hash", SIZE, kind)
-        caches[kind] = cache.build(tiny_dataset, lambda _, rest=rest: next(rest), encode_frames=16)  # type: ignore[misc]
-    keys = [row.key for number in range(len(tiny_dataset)) for row in [tiny_dataset.row(number)]]
+        left = [made]
+
+        def encode(frames: Tensor, left: list[Tensor] = left) -> Tensor:
+            given, left[0] = left[0].split([len(frames), len(left[0]) - len(frames)])
+            return given
+
+        caches[kind] = FeatureCache(tmp_path, "hash", SIZE, kind).build(tiny_dataset, encode, encode_frames=16)
+    keys = [tiny_dataset.row(int(number)).key for rows in tiny_dataset.shard_rows().values() for number in rows]
     kept = torch.cat([caches["int8"].read(key) for key in keys])
     assert ((kept - made).abs() <= made.abs().amax(-1, keepdim=True) / 253).all()
     assert not kept[:, 4].any()
-    sizes = {kind: sum(f.stat().st_size for f in cache.path(tiny_dataset.fingerprint).glob("*.bin"))
+    sizes = {kind: sum(f.stat().st_size for f in cache.path(tiny_dataset.fingerprint).glob("*/*.bin"))
              for kind, cache in caches.items()}  # fmt: skip
     assert sizes == {"bf16": 106 * 9 * 64 * 2, "int8": 106 * 9 * (64 + 4)}
     again = pickle.loads(pickle.dumps(caches["int8"]))
@@ -79,7 +85,7 @@ def test_int8_features_are_half_the_bytes_and_near(tmp_path: Path, tiny_dataset:
 @pytest.mark.parametrize("name", ["features.bin", "scales.bin"])
 def test_a_truncated_int8_cache_is_refused(tmp_path: Path, tiny_dataset: Dataset, name: str) -> None:
     cache = FeatureCache(tmp_path, "hash", SIZE, "int8").build(tiny_dataset, CountingEncoder())
-    file = cache.path(tiny_dataset.fingerprint) / name
+    file = cache.path(tiny_dataset.fingerprint) / "train-00001" / name
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(DataError, match="remove this folder"):
         FeatureCache(tmp_path, "hash", SIZE, "int8").build(tiny_dataset, CountingEncoder())
@@ -115,20 +121,77 @@ def test_a_cache_of_other_data_is_refused_by_the_loader(
             Loader(tiny_dataset, tokenizer, small_config, cache=cache)
 
 
-def test_a_build_that_dies_leaves_nothing(tmp_path: Path, tiny_dataset: Dataset) -> None:
-    def dying(frames: Tensor) -> Tensor:
-        raise RuntimeError("power")
+def files(folder: Path) -> list[str]:
+    """Every file below a folder."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
+
+def test_a_build_that_dies_leaves_whole_shards_which_are_not_made_again(tmp_path: Path, tiny_dataset: Dataset) -> None:
+    def dying(frames: Tensor) -> Tensor:
+        if len(encoder.calls) == 3:
+            raise RuntimeError("power")
+        return encoder(frames)
+
+    encoder, cache = CountingEncoder(), FeatureCache(tmp_path / "cache", "hash", SIZE)
     with pytest.raises(RuntimeError, match="power"):
-        FeatureCache(tmp_path / "cache", "hash", SIZE).build(tiny_dataset, dying)
-    assert list((tmp_path / "cache").iterdir()) == []
+        cache.build(tiny_dataset, dying)
+    left = files(cache.path(tiny_dataset.fingerprint))
+    shards = ("heldout-00000", "train-00000", "train-00001")
+    assert left == [f"{shard}/{name}" for shard in shards for name in ("features.bin", "index.json")]
+    cache.build(tiny_dataset, encoder)
+    assert sum(encoder.calls) == 106
+    whole = FeatureCache(tmp_path / "whole", "hash", SIZE).build(tiny_dataset, CountingEncoder())
+    names = files(tmp_path / "whole")
+    assert names == files(tmp_path / "cache")
+    assert all((tmp_path / "whole" / name).read_bytes() == (tmp_path / "cache" / name).read_bytes() for name in names)
+    assert repr(cache) == repr(whole).replace("whole", "cache")
+
+
+def test_a_build_of_other_frames_than_it_was_given_is_refused(tmp_path: Path, tiny_dataset: Dataset) -> None:
     with pytest.raises(DataError, match=r"must give \[N P W\]"):
         FeatureCache(tmp_path / "cache", "hash", SIZE).build(tiny_dataset, lambda frames: frames)
+    assert files(tmp_path / "cache") == []
+
+
+def test_processes_share_the_shards_and_meet_until_all_are_done(tmp_path: Path, tiny_dataset: Dataset) -> None:
+    encoders, told = [CountingEncoder() for _ in range(3)], list[tuple[int, bool]]()
+    together = threading.Barrier(3)
+
+    def build(number: int) -> FeatureCache:
+        def met(done: bool) -> bool:
+            told.append((number, done))
+            if done:
+                together.wait(30)
+            return done
+
+        cache = FeatureCache(tmp_path / "cache", "hash", SIZE)
+        return cache.build(tiny_dataset, encoders[number], share=(number, 3), met=met)
+
+    with ThreadPoolExecutor(3) as threads:
+        caches = list(threads.map(build, range(3)))
+    assert [sum(encoder.calls) for encoder in encoders] == [12 + 12, 21 + 20, 21 + 20]
+    # After each of two shards' one batch, then twice at the end: before the index of all is made and after it.
+    assert all([done for who, done in told if who == number] == [False, False, True, True] for number in range(3))
+    alone = FeatureCache(tmp_path / "alone", "hash", SIZE).build(tiny_dataset, CountingEncoder())
+    assert files(tmp_path / "cache") == files(tmp_path / "alone")
+    for key in (*tiny_dataset.keys("train"), *tiny_dataset.keys("heldout")):
+        assert all(torch.equal(cache.read(key), alone.read(key)) for cache in caches)
+
+
+def test_few_mapped_shards_read_the_same(
+    tmp_path: Path, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = FeatureCache(tmp_path, "hash", SIZE).build(tiny_dataset, CountingEncoder())
+    keys = (*tiny_dataset.keys("train"), *tiny_dataset.keys("heldout"))
+    whole = [cache.read(key) for key in keys]
+    monkeypatch.setattr("xgenvideo.data.features.MOST_MAPPED", 1)
+    again = pickle.loads(pickle.dumps(cache))
+    assert all(torch.equal(again.read(key), expected) for key, expected in zip(keys, whole, strict=True))
 
 
 def test_a_truncated_cache_is_refused(tmp_path: Path, tiny_dataset: Dataset) -> None:
     cache = FeatureCache(tmp_path, "hash", SIZE).build(tiny_dataset, CountingEncoder())
-    file = cache.path(tiny_dataset.fingerprint) / "features.bin"
+    file = cache.path(tiny_dataset.fingerprint) / "train-00001" / "features.bin"
     file.write_bytes(file.read_bytes()[:-2])
     with pytest.raises(DataError, match="remove this folder"):
         FeatureCache(tmp_path, "hash", SIZE).build(tiny_dataset, CountingEncoder())

@@ -99,6 +99,22 @@ class Dataset:
         questions = tuple(Question.from_dict(question) for question in json.loads(values["questions"]))
         return Row(**values | {"questions": questions, "pts": tuple(values["pts"])})
 
+    def shard_rows(self) -> dict[str, NDArray[Any]]:
+        """Of every shard by name, the numbers of its rows in the order they were written. Raises DataError."""
+        found: dict[str, NDArray[Any]] = {}
+        for split in sorted(self.counts):
+            numbers, start = self.places(split)["number"], 0
+            # Later shards have longer names from the 100,000th on.
+            own = [shard for shard in self._shards if shard.rpartition("-")[0] == split]
+            for shard in sorted(own, key=lambda name: (len(name), name)):
+                samples = self._shards[shard]["samples"]
+                found[shard] = numbers[start : start + samples]
+                start += samples
+            if start != len(numbers):
+                told = f"{start} samples in the shards of {split!r}, {len(numbers)} in the manifest"
+                raise DataError(f"{self.folder}/dataset.json: {told}; it was edited")
+        return found
+
     def find(self, key: str) -> Row:
         """The manifest row of a key. Raises DataError for a key that is not there."""
         number = self._index.number(key)

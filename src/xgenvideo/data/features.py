@@ -1,14 +1,16 @@
 """The frozen encoder's features of every frame, made once: the encoder never changes, so neither do they.
 
 A cache is a folder named by the encoder's weights, the dataset, the image size, how pictures are made of frames and the
-type of its numbers, so that a stale one is never found.
+type of its numbers, so that a stale one is never found. Each shard of the dataset has a folder of its own in it, which
+appears whole: many processes share the work, and what one has done is not done again after its death.
 """
 
 import json
+import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,17 @@ from xgenvideo.data.frames import PREPARED, decode_frames
 from xgenvideo.data.index import publish_once, sync
 from xgenvideo.errors import DataError, MediaError
 
-VERSION = 2
+VERSION = 3
 ENCODE_FRAMES = 256
+MOST_MAPPED = 4096  # shards; a process may map some ten thousand files
 
+INDEX = "index.json"
 FEATURES, SCALES = "features.bin", "scales.bin"
-# The files of a cache and the type of their numbers.
+# The files of a shard's features and the type of their numbers.
 PARTS = {"bf16": ((FEATURES, "<i2"),), "int8": ((FEATURES, "|i1"), (SCALES, "<f4"))}
 
 Encode = Callable[[Tensor], Tensor]
+Met = Callable[[bool], bool]
 
 
 class FeatureCache:
@@ -43,7 +48,7 @@ class FeatureCache:
         self.folder, self.encoder_hash, self.image_size, self.kind = Path(folder), encoder_hash, image_size, kind
         self.fingerprint = ""
         self._index: dict[str, Any] = {}
-        self._parts: tuple[NDArray[Any], ...] = ()
+        self._mapped: dict[int, tuple[NDArray[Any], ...]] = {}
 
     def __repr__(self) -> str:
         samples = len(self._index.get("samples", ()))
@@ -55,23 +60,38 @@ class FeatureCache:
     def path(self, fingerprint: str) -> Path:
         """The folder of this encoder's features of the dataset with this fingerprint."""
         hashes = f"{self.encoder_hash[:16]}-{fingerprint[:16]}"
-        return self.folder / f"features-{hashes}-{self.image_size}-{PREPARED}-{self.kind}"
+        return self.folder / f"features-{VERSION}-{hashes}-{self.image_size}-{PREPARED}-{self.kind}"
 
-    def build(self, dataset: Dataset, encode: Encode, encode_frames: int = ENCODE_FRAMES) -> "FeatureCache":
+    def build(
+        self,
+        dataset: Dataset,
+        encode: Encode,
+        encode_frames: int = ENCODE_FRAMES,
+        share: tuple[int, int] = (0, 1),
+        met: Met = lambda done: done,
+    ) -> "FeatureCache":
         """Encode every frame of every split, unless that was done before; returns this cache, open for `read`.
 
         `encode` takes frames [N 3 S S] uint8 with N at most `encode_frames` and gives features [N P W].
         A sample with an undecodable frame is remembered, and `read` refuses it.
+
+        `share`: this process and how many call alike, each with every so-many-th shard. `met` is told after each batch
+        of frames whether this process is done, and at the end until it answers that all are: there they can wait for
+        each other without taking long work for a hang.
         """
-        path = self.path(dataset.fingerprint)
-        if not (path / "index.json").is_file():
-            temporary = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
-            temporary.mkdir(parents=True)
-            try:
-                self._write(temporary, dataset, encode, encode_frames)
-                publish_once(temporary, path, "index.json")
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+        path, (own, processes) = self.path(dataset.fingerprint), share
+        shards = {shard.removesuffix(".tar"): rows for shard, rows in dataset.shard_rows().items()}
+        for shard in list(shards)[own::processes]:
+            if (path / shard / INDEX).is_file():
+                self._map(path / shard, self._read_index(path / shard, dataset.fingerprint)["shape"])
+                continue
+            with self._publishing(path / shard) as temporary:
+                for _ in self._write(temporary, dataset, shards[shard], encode, encode_frames):
+                    met(False)
+        _until_all(met)
+        if own == 0 and not (path / INDEX).is_file():
+            self._join(path, list(shards), dataset.fingerprint)
+        _until_all(met)
         self._open(path, dataset.fingerprint)
         return self
 
@@ -90,18 +110,22 @@ class FeatureCache:
             raise MediaError(self._index["bad"][key], key, "found when the features were made")
         if key not in self._index.get("samples", {}):
             raise DataError(f"{self!r}: has no features of {key!r}; call build(dataset, encode) first")
-        start, frames = self._index["samples"][key]
+        shard, start, frames = self._index["samples"][key]
         stop = frames if count is None else min(frames, first + count)
-        return _restored([torch.from_numpy(part[start + first : start + stop]) for part in self._parts], room)
+        return _restored([torch.from_numpy(part[start + first : start + stop]) for part in self._parts(shard)], room)
 
-    def _write(self, folder: Path, dataset: Dataset, encode: Encode, encode_frames: int) -> None:
-        """The file of each of PARTS, frame after frame, and index.json, synced to disk."""
+    def _write(
+        self, folder: Path, dataset: Dataset, numbers: Iterable[int], encode: Encode, encode_frames: int
+    ) -> Iterator[None]:
+        """The file of each of PARTS for the rows with these numbers, frame after frame, and an index; yields after each
+        batch of frames.
+        """
         samples: dict[str, tuple[int, int]] = {}
         bad: dict[str, str] = {}
         shape: list[int] = [0, 0]
         with ExitStack() as stack:
             files = [stack.enter_context(open(folder / name, "wb")) for name, _ in PARTS[self.kind]]
-            for frames in _chunks(self._decoded(dataset, samples, bad), encode_frames):
+            for frames in _chunks(self._decoded(dataset, numbers, samples, bad), encode_frames):
                 features = encode(frames)
                 if features.ndim != 3 or len(features) != len(frames):
                     raise DataError(
@@ -110,25 +134,17 @@ class FeatureCache:
                 shape = list(features.shape[1:])
                 for file, part in zip(files, _stored(features.detach().cpu(), self.kind), strict=True):
                     file.write(part.numpy().tobytes())
-        index = {
-            "version": VERSION,
-            "encoder_hash": self.encoder_hash,
-            "fingerprint": dataset.fingerprint,
-            "image_size": self.image_size,
-            "kind": self.kind,
-            "shape": [sum(count for _, count in samples.values()), *shape],
-            "samples": samples,
-            "bad": bad,
-        }
-        (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
-        for path in (*folder.iterdir(), folder):
-            sync(path)
+                yield
+        shape = [sum(count for _, count in samples.values()), *shape]
+        self._write_index(folder, dataset.fingerprint, {"shape": shape, "samples": samples, "bad": bad})
 
-    def _decoded(self, dataset: Dataset, samples: dict[str, tuple[int, int]], bad: dict[str, str]) -> Iterator[Tensor]:
+    def _decoded(
+        self, dataset: Dataset, numbers: Iterable[int], samples: dict[str, tuple[int, int]], bad: dict[str, str]
+    ) -> Iterator[Tensor]:
         """Frames [F 3 S S] of sample after sample; enters each in `samples` (start, count) or in `bad`."""
         start = 0
-        for number in range(len(dataset)):
-            row = dataset.row(number)
+        for number in numbers:
+            row = dataset.row(int(number))
             try:
                 frames = decode_frames(dataset.read_row(row), self.image_size)
             except MediaError as error:
@@ -138,27 +154,95 @@ class FeatureCache:
             start += len(frames)
             yield frames
 
-    def _open(self, path: Path, fingerprint: str) -> None:
-        """Map the features of a published cache. Raises DataError if it is not what its name says."""
+    def _join(self, path: Path, shards: list[str], fingerprint: str) -> None:
+        """Write the index of the whole, which every process reads, from those of all shards."""
+        samples: dict[str, tuple[int, int, int]] = {}
+        bad: dict[str, str] = {}
+        shapes: list[list[int]] = []
+        for number, shard in enumerate(shards):
+            index = self._read_index(path / shard, fingerprint)
+            samples |= {key: (number, start, frames) for key, (start, frames) in index["samples"].items()}
+            bad |= index["bad"]
+            shapes.append(index["shape"])
+        shape = [sum(frames for frames, _, _ in shapes), *max(rest for _, *rest in shapes)]
+        joined = {"shards": shards, "shapes": shapes, "shape": shape, "samples": samples, "bad": bad}
+        temporary = path / f"{INDEX}.tmp-{secrets.token_hex(4)}"
+        temporary.mkdir()
         try:
-            index = json.loads((path / "index.json").read_text(encoding="utf-8"))
+            self._write_index(temporary, fingerprint, joined)
+            os.replace(temporary / INDEX, path / INDEX)
+            sync(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    @contextmanager
+    def _publishing(self, path: Path) -> Iterator[Path]:
+        """A folder to write in, which then becomes `path`, or leaves nothing."""
+        temporary = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            publish_once(temporary, path, INDEX)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _named(self, fingerprint: str) -> dict[str, Any]:
+        """What an index says of what it is of."""
+        named = {"version": VERSION, "encoder_hash": self.encoder_hash, "fingerprint": fingerprint}
+        return named | {"image_size": self.image_size, "kind": self.kind}
+
+    def _write_index(self, folder: Path, fingerprint: str, values: dict[str, Any]) -> None:
+        """Write an index into `folder`, and sync all that is in it to disk."""
+        (folder / INDEX).write_text(json.dumps(self._named(fingerprint) | values), encoding="utf-8")
+        for path in (*folder.iterdir(), folder):
+            sync(path)
+
+    def _read_index(self, folder: Path, fingerprint: str) -> dict[str, Any]:
+        """The index in a folder. Raises DataError if it is not of what the folder's name says."""
+        try:
+            index: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise DataError(
-                f"{path}/index.json: cannot be read ({error}); remove this folder, it is made again"
+                f"{folder}/{INDEX}: cannot be read ({error}); remove this folder, it is made again"
             ) from error
-        found = [index.get(name) for name in ("version", "encoder_hash", "fingerprint", "image_size", "kind")]
-        expected = [VERSION, self.encoder_hash, fingerprint, self.image_size, self.kind]
-        frames, patches, width = index.get("shape", (0, 0, 0))
+        expected = self._named(fingerprint)
+        found = {name: index.get(name) for name in expected}
+        if found != expected:
+            raise DataError(f"{folder}: does not hold what its name says ({found}); remove this folder")
+        return index
+
+    def _open(self, path: Path, fingerprint: str) -> None:
+        """Take a finished cache for `read`; a shard's features are mapped when they are first read."""
+        self._index, self.fingerprint, self._mapped = self._read_index(path, fingerprint), fingerprint, {}
+
+    def _parts(self, shard: int) -> tuple[NDArray[Any], ...]:
+        """The features of a shard by its number in the index."""
+        parts = self._mapped.get(shard)
+        if parts is None:
+            if len(self._mapped) >= MOST_MAPPED:
+                self._mapped.clear()
+            folder = self.path(self.fingerprint) / self._index["shards"][shard]
+            parts = self._mapped[shard] = self._map(folder, self._index["shapes"][shard])
+        return parts
+
+    def _map(self, folder: Path, shape: list[int]) -> tuple[NDArray[Any], ...]:
+        """The files of a shard's features of this shape. Raises DataError if one is not of their size."""
+        frames, patches, width = shape
         parts = []
         for name, dtype in PARTS[self.kind]:
-            shape = (frames, patches, 1 if name == SCALES else width)
-            size = (path / name).stat().st_size if (path / name).is_file() else -1
-            if found != expected or size != np.dtype(dtype).itemsize * int(np.prod(shape)):
-                told = f"{found}, {name} of {size} bytes"
-                raise DataError(f"{path}: does not hold what its name says ({told}); remove this folder")
+            part = (frames, patches, 1 if name == SCALES else width)
+            size = (folder / name).stat().st_size if (folder / name).is_file() else -1
+            if size != np.dtype(dtype).itemsize * int(np.prod(part)):
+                raise DataError(f"{folder / name}: {size} bytes are not features {shape}; remove this folder")
             # Mode "c": torch wants memory that may be written; a write would stay in this process.
-            parts.append(np.memmap(path / name, dtype, "c", shape=shape) if size else np.empty(shape, dtype))
-        self._parts, self._index, self.fingerprint = tuple(parts), index, fingerprint
+            parts.append(np.memmap(folder / name, dtype, "c", shape=part) if size else np.empty(part, dtype))
+        return tuple(parts)
+
+
+def _until_all(met: Met) -> None:
+    """Wait until every process has come here."""
+    while not met(True):
+        pass
 
 
 def _stored(features: Tensor, kind: str) -> tuple[Tensor, ...]:

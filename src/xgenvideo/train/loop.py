@@ -28,6 +28,7 @@ from xgenvideo.errors import ConfigError, TrainError
 from xgenvideo.parallel.engine import Engine, build_engine
 from xgenvideo.parallel.health import check_weights, slowest
 from xgenvideo.parallel.layout import check_layout
+from xgenvideo.parallel.rounds import Rounds
 from xgenvideo.parallel.watchdog import Watchdog
 from xgenvideo.parallel.world import World, join_world, launched_size, leave_world
 from xgenvideo.train.cadence import Cadence
@@ -150,16 +151,18 @@ def layout_text(world: World) -> str:
 
 
 def build_features(config: RunConfig, dataset: Dataset, engine: Engine, world: World, quiet: bool) -> FeatureCache:
-    """The frozen encoder's features of the whole dataset, made once for all runs and kept beside it."""
+    """The frozen encoder's features of the whole dataset, made once for all runs and kept beside it; each rank encodes
+    its part of the shards.
+    """
     folder = dataset.folder.with_name(dataset.folder.name + FEATURES)
     cache = FeatureCache(folder, engine.encoder_hash, config.model.vision.image_size, config.data.feature_type)
     say(f"features: {cache.path(dataset.fingerprint)}", quiet)
-    # The first rank makes what is missing; the others find it made.
-    for turn in (True, False):
-        if (world.rank == 0) == turn:
-            built = cache.build(dataset, lambda frames: engine.model.encode_frames(frames.to(world.device)))
-        world.wait()
-    return built
+    return cache.build(
+        dataset,
+        lambda frames: engine.model.encode_frames(frames.to(world.device)),
+        share=(world.rank, world.size),
+        met=Rounds(world, config.train.startup_timeout_seconds),
+    )
 
 
 def begin(training: Training, out: Path, quiet: bool) -> None:
