@@ -1,12 +1,19 @@
 """A rank that joins the others as `xgv train` does, or never comes; run by test_meeting.py under torchrun."""
 
+import json
 import os
 import sys
 import time
 
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+
 from xgenvideo.config import LayoutConfig
 from xgenvideo.errors import XGenVideoError
 from xgenvideo.parallel.world import join_world, leave_world
+
+STEP_SECONDS = 600.0
 
 
 def main(missing: int, seconds: float) -> None:
@@ -14,12 +21,21 @@ def main(missing: int, seconds: float) -> None:
     if int(os.environ["RANK"]) == missing:
         time.sleep(600)
     try:
-        world = join_world(LayoutConfig(data=3), startup_seconds=seconds)
+        world = join_world(LayoutConfig(data=3), startup_seconds=seconds, step_seconds=STEP_SECONDS)
     except XGenVideoError as error:
         print(f"told by rank {os.environ['RANK']}: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
     world.wait()
+    assert world.groups is not None
+    waits = {name: patience(group) for name, group in vars(world.groups).items() if not isinstance(group, DeviceMesh)}
+    print(f"told by rank {os.environ['RANK']}: {json.dumps(waits)}", file=sys.stderr, flush=True)
     leave_world()
+
+
+def patience(group: dist.ProcessGroup) -> float:
+    """How long a collective of a group waits, in seconds."""
+    seconds: float = group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
+    return seconds
 
 
 if __name__ == "__main__":

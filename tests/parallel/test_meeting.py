@@ -1,5 +1,6 @@
 """A rank that never comes: the others end in time, and one sentence names it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,13 +13,13 @@ SCRIPT = Path(__file__).parent / "joining_rank.py"
 SECONDS = 2
 
 
-def joined(missing: int, share_store: bool) -> tuple[int, list[str], float]:
+def joined(missing: int, share_store: bool, seconds: int = SECONDS) -> tuple[int, list[str], float]:
     """Three ranks under torchrun: its exit code, what the ranks told, and the seconds that it took."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", str(SCRIPT)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "01"[not share_store]}
     began = time.monotonic()
     done = subprocess.run(
-        [*command, str(missing), str(SECONDS)],
+        [*command, str(missing), str(seconds)],
         capture_output=True,
         text=True,
         timeout=120,
@@ -39,6 +40,15 @@ def test_a_missing_rank_is_named_once_and_the_others_end(share_store: bool) -> N
     )
     assert line.startswith(expected)
     assert seconds < SECONDS + 40, "far below the minutes that torch itself waits, on a busy machine too"
+
+
+def test_every_group_waits_as_long_as_the_settings_say() -> None:
+    code, told, _ = joined(missing=-1, share_store=False, seconds=7200)
+    assert code == 0
+    waits = [json.loads(line.partition(": ")[2]) for line in told]
+    assert len(waits) == 3
+    assert waits[0].keys() == {"replica", "data", "pipeline", "pipeline_back", "tensor"}
+    assert {seconds for groups in waits for seconds in groups.values()} == {7200}
 
 
 def test_without_the_first_rank_the_others_name_it() -> None:

@@ -6,7 +6,8 @@ The device is torch's meta device, which refuses to tell a value and on which ev
 import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import fields
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,8 +19,9 @@ from torch.utils._pytree import tree_leaves
 from xgenvideo.config import RunConfig, override
 from xgenvideo.data.batch import Batch
 from xgenvideo.parallel.engine import Engine, build_engine
+from xgenvideo.parallel.layout import Layout
 from xgenvideo.parallel.shards import pieces_of, total_norm
-from xgenvideo.parallel.world import World
+from xgenvideo.parallel.world import Groups, World
 from xgenvideo.train.loop import CUBLAS_WORKSPACE, machine_settings
 from xgenvideo.train.passes import contrast, count, replica_texts
 
@@ -134,3 +136,12 @@ def test_matrix_products_of_a_gpu_are_made_repeatable(
         assert os.environ[CUBLAS_WORKSPACE] == (own or ":4096:8")
         assert torch.are_deterministic_algorithms_enabled()
     assert os.environ.get(CUBLAS_WORKSPACE, "") == own
+
+
+@pytest.mark.parametrize(("device", "named"), [("cuda:3", [3]), ("cpu", None)])
+def test_a_barrier_does_not_guess_its_device(device: str, named: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("torch.distributed.barrier", lambda device_ids=0: seen.append(device_ids))
+    groups = Groups(**dict.fromkeys((field.name for field in fields(Groups)), cast(Any, None)))
+    World(rank=3, size=8, device=torch.device(device), layout=Layout(1, 8, 1), groups=groups).wait()
+    assert seen == [named]

@@ -85,7 +85,8 @@ class World:
     def wait(self) -> None:
         """Until every rank is here."""
         if self.groups is not None:
-            dist.barrier()
+            # Left to itself, a barrier over NCCL takes the device that it thinks current.
+            dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
 
     def gather_shares(self, rows: Tensor, total: int) -> Tensor:
         """Rows [share ..] of this rank's pairs -> rows [total ..] of all pairs of the global batch, in their order."""
@@ -206,10 +207,24 @@ def join_world(
     longest = datetime.timedelta(seconds=max(startup_seconds, step_seconds))
     try:
         backend = "cuda:nccl,cpu:gloo" if cuda else "gloo"
+        # No device_id: with it all messages of a group share one communicator, in which those of a schedule to one
+        # neighbour wait for those to the other (pytorch issue 148162, pull requests 154132 and 175712).
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=longest)
     except (RuntimeError, ValueError) as error:
         raise TrainError(f"rank {rank} of {size} met the others but cannot reach them ({error})") from error
-    return lay_out(config, rank, size, device)
+    world = lay_out(config, rank, size, device)
+    be_patient(world, longest)
+    return world
+
+
+def be_patient(world: World, longest: datetime.timedelta) -> None:
+    """Let the collectives of every group wait that long; groups are made with torch's default of 30 minutes."""
+    assert world.groups is not None, "a single process waits for nobody"
+    groups = world.groups
+    meshes = (groups.mesh, groups.everyone)
+    made = [group for mesh in meshes for group in mesh.get_all_groups()]
+    for group in (*made, groups.replica, groups.data, groups.pipeline_back):
+        dist.distributed_c10d._set_pg_timeout(longest, group)
 
 
 def lay_out(config: LayoutConfig, rank: int, size: int, device: torch.device) -> World:
