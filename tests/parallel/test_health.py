@@ -5,9 +5,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._C._distributed_c10d import TCPStore
 
 from xgenvideo.parallel.health import SlowRank, differing
-from xgenvideo.parallel.watchdog import EXIT_HUNG
+from xgenvideo.parallel.layout import Layout
+from xgenvideo.parallel.watchdog import EXIT_HUNG, Watchdog
+from xgenvideo.parallel.world import World
 
 SCRIPT = Path(__file__).parent / "differing_weights.py"
 
@@ -64,3 +71,31 @@ with Watchdog(world, 30, 0.4):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout) == (EXIT_HUNG, "saved\n")
     assert "(train.step_timeout_seconds), hung: rank 0 in phase 'learn' of step 2" in done.stderr
+
+
+class Counting:
+    """A store that counts what it is asked."""
+
+    def __init__(self, store: TCPStore) -> None:
+        self.store, self.asked = store, 0
+
+    def __getattr__(self, name: str) -> Any:
+        self.asked += 1
+        return getattr(self.store, name)
+
+
+def test_where_all_ranks_are_takes_two_questions_of_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setattr("xgenvideo.parallel.watchdog._store", lambda: store)
+    dog = Watchdog(World(0, 512, torch.device("cpu"), Layout(8, 16, 4)), 1800, 600)
+    counting = Counting(dog._store)
+    dog._store = counting
+    for rank in range(511):
+        dog._store.set(str(rank), json.dumps({"beat": rank, "step": 3, "phase": "learn", "at": 2}))
+    places = dog._places()
+    assert {rank: place["beat"] for rank, place in places.items()} == {rank: rank for rank in range(511)} | {511: 0}
+    assert places[511]["phase"] == "start"
+    dog._store.set("511", json.dumps({"beat": 511, "step": 3, "phase": "learn", "at": 2}))
+    counting.asked = 0
+    assert [place["beat"] for place in dog._places().values()] == list(range(512))
+    assert counting.asked == 2

@@ -24,6 +24,7 @@ from xgenvideo.parallel.world import World
 EXIT_HUNG = 76
 BEATS_A_TIMEOUT = 20
 LONGEST_BEAT_SECONDS = 5.0
+NEVER_TOLD = b'{"beat": 0, "step": 0, "phase": "start", "at": 0}'
 SAVING_STEPS = 3  # waiting for storage may take so many times as long as a step
 
 
@@ -115,15 +116,18 @@ class Watchdog:
         """What the ranks told last; one that never told is before its first step."""
         if self._store is None:
             return {}
-        found: dict[int, dict[str, Any]] = {}
+        store, keys = self._store, [str(rank) for rank in range(self.world.size)]
         try:
-            for rank in range(self.world.size):
-                there = self._store.check([str(rank)])
-                said = self._store.get(str(rank)) if there else b'{"beat": 0, "step": 0, "phase": "start", "at": 0}'
-                found[rank] = json.loads(said)
+            # All ranks ask at once: a question for each rank would keep the store busy for so long that a rank seems
+            # silent for it.
+            if store.check(keys):
+                said = store.multi_get(keys)
+            else:
+                said = [store.get(key) if store.check([key]) else NEVER_TOLD for key in keys]
         except RuntimeError:
             self._store = None
-        return found
+            return {}
+        return {rank: json.loads(place) for rank, place in enumerate(said)}
 
 
 def _named(rank: int, place: dict[str, Any], how: str) -> str:
