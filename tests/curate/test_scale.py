@@ -20,7 +20,7 @@ from xgenvideo.curate.neighbours import KEPT, KINDS, WORDS, find_neighbours
 from xgenvideo.curate.settings import CurateSettings
 from xgenvideo.curate.sources import read_inputs
 from xgenvideo.curate.stages import Workplace
-from xgenvideo.curate.store import ScoreStore
+from xgenvideo.curate.store import Index, ScoreStore, index_path
 from xgenvideo.curate.tally import Tally
 from xgenvideo.data.shards import publish_dataset
 from xgenvideo.errors import DataError
@@ -108,8 +108,7 @@ def test_an_index_of_scores_is_of_what_is_there(tmp_path: Path, monkeypatch: pyt
         if run != 1:
             store.close()
         else:
-            store._files[0]._writing.close()  # type: ignore[union-attr]
-            store._reading[1].close()
+            kill(store)
             with (tmp_path / "decode.jsonl").open("ab") as file:
                 file.write(b'{"id": "')
     other = ScoreStore(tmp_path, "decode", "2")
@@ -129,6 +128,93 @@ def test_an_index_of_scores_is_of_what_is_there(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(DataError, match=r"remove .*decode.index and run again"):
         store[names[18]]
     store.close()
+
+
+def kill(store: ScoreStore) -> None:
+    """As a process that ends at once: its index stays behind its scores."""
+    store._files[0]._writing.close()  # type: ignore[union-attr]
+    store._reading[1].close()
+
+
+def named(*numbers: int) -> list[str]:
+    return [hashlib.sha256(str(number).encode()).hexdigest() for number in numbers]
+
+
+def test_a_process_and_its_child_write_to_one_file_in_turn(tmp_path: Path) -> None:
+    names = named(*range(4))
+    parent = ScoreStore(tmp_path, "download", "1")
+    parent.put(names[0], {"by": "parent"})
+    child = ScoreStore(tmp_path, "download", "1")
+    child.put(names[1], {"by": "child"})
+    child.close()
+    with (tmp_path / "download.jsonl").open("ab") as file:
+        file.write(b'{"id": "')  # another child was killed
+    parent.put(names[2], {"by": "parent"})
+    assert parent[names[2]] == {"by": "parent"}
+    assert parent[names[1]] == {"by": "child"}
+    parent.close()
+    again = ScoreStore(tmp_path, "download", "1")
+    assert [name in again for name in names] == [True, True, True, False]
+    assert not again._files[0]._fresh, "the index has all of it"
+    again.close()
+
+
+@pytest.mark.parametrize("left", [0, 5])
+def test_an_index_of_more_than_there_is_is_not_believed_when_the_file_has_grown(tmp_path: Path, left: int) -> None:
+    path = tmp_path / "decode.jsonl"
+    store = ScoreStore(tmp_path, "decode", "1")
+    for name in named(*range(10)):
+        store.put(name, {"run": 1})
+    store.close()
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:left]))  # the machine lost its power
+    store = ScoreStore(tmp_path, "decode", "1")
+    for name in named(*range(100, 112)):
+        store.put(name, {"another length": True})
+    kill(store)
+    store = ScoreStore(tmp_path, "decode", "1")
+    assert [name in store for name in named(*range(10))] == [number < left for number in range(10)]
+    assert all(store[name] == {"another length": True} for name in named(*range(100, 112)))
+    store.close()
+
+
+def test_another_parts_file_without_an_index_gets_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xgenvideo.curate.store.MOST_FRESH", 20)
+    part = ScoreStore(tmp_path, "decode", "1", "-0-of-2")
+    for name in named(*range(50)):
+        part.put(name, {"by": "part"})
+    part.close()
+    index_path(tmp_path / "decode-0-of-2.jsonl").unlink()  # as a takedown leaves it
+    store = ScoreStore(tmp_path, "decode", "1")
+    assert max(len(file._fresh) for file in store._files) < 20
+    assert all(store[name] == {"by": "part"} for name in named(*range(50)))
+    store.close()
+
+
+def test_an_index_is_merged_in_little_memory(tmp_path: Path) -> None:
+    (tmp_path / "decode.jsonl").touch()
+    rng = np.random.default_rng(0)
+
+    def keys(count: int) -> list[tuple[int, int]]:
+        return list(map(tuple, rng.integers(0, 2**64, (count, 2), np.uint64).tolist()))
+
+    many, few = keys(20_000), keys(20)
+    index = Index.of(tmp_path / "decode.jsonl", "1").merged(dict.fromkeys(many, 1), 0)
+    assert held(lambda: index.merged(dict.fromkeys(few, 2), 0))[1] / 20_000 < 40  # all columns at once take 100
+    merged = index.merged(dict.fromkeys([*few, *many[:7], (many[7][0], 0), (many[8][0], 2**64 - 1)], 2), 0)
+    assert [merged.find(key) for key in (*few, *many[:9])] == [2] * 27 + [1, 1]
+    assert (merged.find((many[7][0], 0)), merged.find((many[8][0], 2**64 - 1))) == (2, 2)
+    assert merged.find((many[7][0], 5)) is None
+
+
+def test_a_damaged_line_is_told_with_its_place(tmp_path: Path) -> None:
+    store = ScoreStore(tmp_path, "decode", "1")
+    store.put(named(1)[0], {"run": 1})
+    kill(store)
+    size = (tmp_path / "decode.jsonl").stat().st_size
+    with (tmp_path / "decode.jsonl").open("ab") as file:
+        file.write(bytes(9) + b"\n")
+    with pytest.raises(DataError, match=rf"line at byte {size} is damaged .* \(truncate -s {size}\) and run again"):
+        ScoreStore(tmp_path, "decode", "1")
 
 
 def test_the_manifest_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

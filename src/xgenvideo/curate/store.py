@@ -75,36 +75,55 @@ class ScoreStore:
 
 
 class ScoreFile:
-    """One file of scores, and the index of its first part: sorted keys, and where their lines begin."""
+    """One file of scores, and the index of its first part: sorted keys, and where their lines begin.
+
+    A process and its child may both have the own file open, and write to it in turn. Raises DataError for a line that
+    is damaged.
+    """
 
     def __init__(self, path: Path, version: str, own: bool) -> None:
         self.path, self._version = path, version
-        self._index = Index.of(index_path(path), version, path.stat().st_size)
+        self._index = Index.of(path, version, own)
         self._fresh: dict[Key, int] = {}
-        end = self._read_on(own)
-        if own and end < path.stat().st_size:  # a kill in the middle of a line
-            os.truncate(path, end)
+        self._end = self._index.end  # of what has been read
+        self._read_on()
         self._appended = False
         self._writing: IO[bytes] | None = path.open("ab") if own else None
+        self._catch_up()
 
-    def _read_on(self, own: bool) -> int:
-        """Note where the scores stand that the index does not have; returns the end of the last whole line."""
-        end = self._index.end
+    def _read_on(self) -> None:
+        """Note where the whole lines stand that have not been read."""
         with self.path.open("rb") as file:
-            file.seek(end)
+            file.seek(self._end)
             for line in file:
                 if not line.endswith(b"\n"):  # being written, or cut off by a kill
                     break
-                row = json.loads(line.partition(b', "scores": ')[0] + b"}")
-                if row["version"] == self._version:
-                    self._fresh[_key(row["id"])] = end
-                end += len(line)
-                if own and len(self._fresh) == MOST_FRESH:
-                    self._write_index(end)
-        return end
+                identity, version = self._named(line)
+                if version == self._version:
+                    self._fresh[_key(identity)] = self._end
+                self._end += len(line)
+                if len(self._fresh) == MOST_FRESH:
+                    self._write_index()
 
-    def _write_index(self, end: int) -> None:
-        self._index = self._index.merged(self._fresh, end)
+    def _named(self, line: bytes) -> tuple[str, str]:
+        """The id and the version of a line."""
+        try:
+            row = json.loads(line.partition(b', "scores": ')[0] + b"}")
+            return row["id"], row["version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{self.path}: the line at byte {self._end} is damaged ({error}); end the file there "
+                f"(truncate -s {self._end}) and run again: what stood behind is made again"
+            ) from error
+
+    def _catch_up(self) -> None:
+        """Read on where another process has written to the own file, and cut off what a kill has left of a line."""
+        if self._writing is not None and os.fstat(self._writing.fileno()).st_size != self._end:
+            self._read_on()
+            os.truncate(self.path, self._end)
+
+    def _write_index(self) -> None:
+        self._index = self._index.merged(self._fresh, self._end)
         self._fresh.clear()
 
     def find(self, key: Key) -> int | None:
@@ -129,73 +148,98 @@ class ScoreFile:
     def append(self, identity: str, scores: dict[str, Any]) -> None:
         """Write one line, at once."""
         assert self._writing is not None, f"{self.path} is another part's"
-        start = self._writing.tell()
         row = {"id": identity, "version": self._version, "scores": scores}
-        self._writing.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+        line = json.dumps(row, allow_nan=False).encode() + b"\n"
+        self._catch_up()
+        self._writing.write(line)
         self._writing.flush()
-        self._fresh[_key(identity)], self._appended = start, True
+        self._fresh[_key(identity)], self._appended = self._end, True
+        self._end += len(line)
         if len(self._fresh) == MOST_FRESH:
-            self._write_index(self._writing.tell())
+            self._write_index()
 
     def close(self) -> None:
         """Close the file; its index then has all of it, where this process has added to it."""
         if self._writing is not None:
+            self._catch_up()
             if self._appended and self._fresh:
-                self._write_index(self._writing.tell())
+                self._write_index()
             self._writing.close()
 
 
 class Index:
     """Where the scores of one version stand in the first `end` bytes of a file: three columns of 8 bytes, mapped."""
 
-    def __init__(self, path: Path, version: str, end: int, columns: tuple[Column, Column, Column]) -> None:
-        self.path, self.version, self.end = path, version, end
+    def __init__(self, scores: Path, version: str, end: int, columns: tuple[Column, Column, Column]) -> None:
+        self.scores, self.version, self.end = scores, version, end
         self._high, self._low, self._starts = columns
 
     @staticmethod
-    def of(path: Path, version: str, most: int) -> "Index":
-        """What the file says; nothing where it is missing, another version's, or longer than the `most` bytes of what
-        it is of.
+    def of(scores: Path, version: str, own: bool = False) -> "Index":
+        """The index of a file of scores; an empty one where it is missing, another version's, or of more bytes than
+        there are. The last is removed where the file is the process's `own`: it would be believed when the file grows.
         """
-        empty = np.zeros(0, np.uint64)
+        empty, path = np.zeros(0, np.uint64), index_path(scores)
         try:
             with path.open("rb") as file:
                 head = json.loads(file.readline(1000))
                 begun = file.tell()
-            if head["version"] == version and head["end"] <= most:
-                shape = (3, int(head["count"]))
-                columns = np.memmap(path, "<u8", "r", begun, shape) if shape[1] else np.zeros(shape, np.uint64)
-                return Index(path, version, int(head["end"]), (columns[0], columns[1], columns[2]))
+            with scores.open("rb") as file:  # after the head was read: another part's file may be growing
+                ahead = head["end"] > os.fstat(file.fileno()).st_size
+            if ahead and own:
+                path.unlink()
+            if head["version"] == version and not ahead:
+                return Index(scores, version, int(head["end"]), _columns(path, begun, int(head["count"])))
         except (OSError, ValueError, KeyError, TypeError):
             pass
-        return Index(path, version, 0, (empty, empty, empty))
+        return Index(scores, version, 0, (empty, empty, empty))
 
     def find(self, key: Key) -> int | None:
         """Where the line of a key begins."""
+        place = self._place(key)
+        return int(self._starts[place]) if self._has(place, key) else None
+
+    def _place(self, key: Key) -> int:
+        """How many keys are smaller."""
         place = int(np.searchsorted(self._high, np.uint64(key[0])))
-        while place < len(self._high) and int(self._high[place]) == key[0]:
-            if int(self._low[place]) == key[1]:
-                return int(self._starts[place])
+        while place < len(self._high) and (int(self._high[place]), int(self._low[place])) < key:
             place += 1
-        return None
+        return place
+
+    def _has(self, place: int, key: Key) -> bool:
+        return place < len(self._high) and (int(self._high[place]), int(self._low[place])) == key
 
     def merged(self, fresh: dict[Key, int], end: int) -> "Index":
-        """With what was written since, of which the newer place counts, up to the byte `end`; written and mapped."""
-        keys = np.array(list(fresh), np.uint64).reshape(-1, 2)
-        added = (keys[:, 0], keys[:, 1], np.array(list(fresh.values()), np.uint64))
-        old = (self._high, self._low, self._starts)
-        high, low, starts = (np.concatenate([new, before]) for new, before in zip(added, old, strict=True))
-        order = np.lexsort((low, high))  # stable: the newer of equal keys comes first
-        high, low, starts = high[order], low[order], starts[order]
-        first = np.ones(len(high), np.bool_)
-        first[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
-        columns = np.stack([high[first], low[first], starts[first]])
-        temporary = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}.part")
+        """With what was written since, of which the newer place counts, up to the byte `end`; written and mapped.
+
+        In memory is one column at a time: 26 bytes a place.
+        """
+        keys = sorted(fresh)
+        places = np.array([self._place(key) for key in keys], np.int64)
+        again = np.array([self._has(place, key) for place, key in zip(places.tolist(), keys, strict=True)], np.bool_)
+        added = np.array([(*key, fresh[key]) for key in keys], np.uint64).reshape(-1, 3)
+        starts = np.array(self._starts)
+        starts[places[again]] = added[again, 2]
+        path = index_path(self.scores)
+        temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+        count = len(starts) + int((~again).sum())
         with temporary.open("wb") as file:
-            file.write(_head(self.version, end, columns.shape[1]))
-            file.write(columns.astype("<u8").tobytes())
-        temporary.replace(self.path)
-        return Index.of(self.path, self.version, end)
+            begun = file.write(_head(self.version, end, count))
+            for number, column in enumerate((self._high, self._low, starts)):
+                whole = np.insert(column, places[~again], added[~again, number])
+                file.write(whole.astype("<u8", copy=False).data)
+            file.flush()
+            os.fsync(file.fileno())
+        columns = _columns(temporary, begun, count)  # these, also where another process writes the index too
+        temporary.replace(path)
+        return Index(self.scores, self.version, end, columns)
+
+
+def _columns(path: Path, begun: int, count: int) -> tuple[Column, Column, Column]:
+    """Mapped from the byte `begun`: the halves of the keys, and the places."""
+    shape = (3, count)
+    columns = np.memmap(path, "<u8", "r", begun, shape) if count else np.zeros(shape, np.uint64)
+    return columns[0], columns[1], columns[2]
 
 
 def _head(version: str, end: int, count: int) -> bytes:
