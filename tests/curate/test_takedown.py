@@ -1,6 +1,7 @@
 """A sample is traced to its source, and a source is forgotten: nothing of it stays, and everything else does."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from xgenvideo.cli.audit import audit_dataset
 from xgenvideo.curate import takedown
 from xgenvideo.curate.run import curate
 from xgenvideo.curate.settings import CurateSettings, settings_from
+from xgenvideo.curate.store import ScoreStore
 from xgenvideo.curate.takedown import forget, trace
 from xgenvideo.data.dataset import open_dataset
 from xgenvideo.errors import ConfigError, DataError
@@ -77,6 +79,44 @@ def test_a_takedown_that_dies_before_the_exchange_leaves_the_old_dataset(
     assert open_dataset(curated).fingerprint == before
     assert len(forget(curated, "taken").keys) == 2
     assert not list(curated.parent.glob("out.forget-*"))
+
+
+def test_what_killed_runs_left_of_a_source_goes_too(curated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw, work = curated.parent / "raw", curated.with_name("out.work")
+    gone = open_dataset(curated).read("a").jpegs[0]
+    content = str(trace(curated, "a")[0]["content"])
+    indexes = {path: path.read_bytes() for path in (work / "scores").glob("*.index")}
+    (curated / "curation.json").rename(curated.parent / "kept.json")
+    with monkeypatch.context() as patch:  # nothing that an end removes is removed
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        with pytest.raises(DataError, match="holds another dataset"):
+            curate(raw, curated, replace(PLAIN, jpeg_quality=91, steps=("duplicates",)), work=work)
+    (curated.parent / "kept.json").rename(curated / "curation.json")
+    clip, *_ = work.glob(f"clips/{content[:2]}/{content[2:32]}-*.npz")
+    clip.with_suffix(".0123abcd.tmp").write_bytes(clip.read_bytes())
+    (work / "scores" / "decode.index.0123abcd.part").write_bytes(bytes.fromhex(content))
+    (work / "scans").mkdir(exist_ok=True)
+    (work / "scans" / "0123.npz").write_bytes(gone)
+    left = [path.name for path in work.iterdir()] + [path.name for path in curated.parent.iterdir()]
+    assert {"inputs", "sketches.part"} <= set(left)
+    assert any(name.startswith("out.tmp-") for name in left)
+    assert len(indexes) == 1
+    forget(curated, "taken")
+    assert sorted(path.name for path in curated.parent.iterdir()) == ["out", "out.work", "raw"]
+    for trace_of_it in (gone, SECRET.encode(), bytes.fromhex(content)[:8][::-1]):
+        assert trace_of_it not in everything(curated)
+    assert content[2:32] not in "".join(path.name for path in work.rglob("*"))
+
+
+def test_an_index_goes_with_its_scores(curated: Path) -> None:
+    scores = curated.with_name("out.work") / "scores"
+    store = ScoreStore(scores, "semantic", "1")
+    store.put("ab" * 32, {"semantic": 0.5})
+    store.close()
+    assert {path.name for path in scores.glob("*.index")} >= {"semantic.index", "decode.index"}
+    forget(curated, "taken")
+    assert not list(scores.glob("*.index"))
 
 
 def test_trace_tells_kept_and_dropped(curated: Path, capsys: pytest.CaptureFixture[str]) -> None:

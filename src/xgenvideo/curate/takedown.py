@@ -70,8 +70,9 @@ def forget(folder: Path, source: str) -> Forgotten:
     """Write the dataset again without anything that came from `source`, and exchange it for the old one in one step.
 
     Removed with it: the audit's text and scores of its inputs (their lines stay, with the reason "forgotten"), report
-    pages, which show pictures, and its decoded clips and scores in the work folder. Features cached elsewhere are
-    named by the fingerprint, which changes. Models trained before are not touched, nor is the vocabulary.
+    pages, which show pictures, its decoded clips and scores in the work folder, and all that killed runs left there
+    and beside the dataset: none may be at work. Features cached elsewhere are named by the fingerprint, which changes.
+    Models trained before are not touched, nor is the vocabulary.
 
     Killed before the exchange, the dataset is the old one; after it, run again to remove what is left over.
     Raises DataError for a source that is not there, or that is all there is.
@@ -168,17 +169,27 @@ def _write_beside(folder: Path, fresh: Path, done: Forgotten) -> None:
 
 def _forget_work(work: Path, contents: set[str]) -> int:
     """Remove decoded clips and stored scores of the contents; returns how many clips. They are made again if needed."""
-    found = [path for content in contents for path in (work / "clips" / content[:2]).glob(f"{content[2:32]}-*.npz")]
+    found = [path for content in contents for path in (work / "clips" / content[:2]).glob(f"{content[2:32]}-*")]
     for path in found:
         path.unlink(missing_ok=True)
     shutil.rmtree(work / "unpacked", ignore_errors=True)  # tars' videos; the next run unpacks what it needs
     shutil.rmtree(work / "units", ignore_errors=True)  # the ledger; the next run looks at what is stored
+    _remove_unfinished(work)
     # Scores that are named by content and caption together are all removed: which are the source's is not in them.
     for store in (work / "scores").glob("semantic*.jsonl"):
+        index_path(store).unlink(missing_ok=True)
         store.unlink()
     for store in (work / "scores").glob("*.jsonl"):
         _write_scores(store, lambda row: row["id"] not in contents)
-    return len(found)
+    return sum(path.suffix == ".npz" for path in found)
+
+
+def _remove_unfinished(work: Path) -> None:
+    """What a killed run left: its inputs with their texts, frames looked through for shots, half-fetched videos."""
+    for folder in (work / "scans", *work.glob("inputs*/"), *(work / "fetched").glob("part*/")):
+        shutil.rmtree(folder, ignore_errors=True)
+    for path in (*work.glob("*.part"), *(work / "scores").glob("*.part")):
+        path.unlink(missing_ok=True)
 
 
 def _write_scores(store: Path, stays: Callable[[dict[str, Any]], bool]) -> None:
@@ -219,7 +230,10 @@ def _exchange(fresh: Path, folder: Path) -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Folders of takedowns that were killed: one that was not exchanged yet, or the old data after the exchange."""
-    for left in folder.parent.glob(f"{folder.name}.forget-*"):
-        if (folder / "dataset.json").exists():
-            shutil.rmtree(left)
+    """Folders of takedowns that were killed, not exchanged yet or the old data after the exchange; and of curations
+    that were killed while they wrote this dataset.
+    """
+    for kind in ("forget", "tmp"):
+        for left in folder.parent.glob(f"{folder.name}.{kind}-*"):
+            if (folder / "dataset.json").exists():
+                shutil.rmtree(left)
