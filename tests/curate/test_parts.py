@@ -15,12 +15,12 @@ import pytest
 from tests.curate.conftest import line, write_clip_file
 from tests.curate.test_shots import scene, write_film
 from xgenvideo.curate import units
-from xgenvideo.curate.inputs import Part
+from xgenvideo.curate.inputs import Description, Part
 from xgenvideo.curate.parts import curate_part
 from xgenvideo.curate.run import curate
 from xgenvideo.curate.settings import CurateSettings
 from xgenvideo.data.dataset import open_dataset
-from xgenvideo.errors import ConfigError
+from xgenvideo.errors import ConfigError, DataError
 
 SETTINGS = CurateSettings(steps=("motion", "duplicates"), unit_pairs=2, vocabulary=300, workers=1, min_seconds=0.5)
 SCRIPT = """
@@ -109,6 +109,49 @@ def test_shots_are_found_in_parts(tmp_path: Path) -> None:
     curate(raw, out, settings)
     assert same(out, whole)
     assert len(ids(tmp_path / "out.work" / "scores" / "shots-0-of-2.jsonl")) == 2
+
+
+def test_two_at_once_in_one_work_folder_are_refused(tmp_path: Path) -> None:
+    raw, work = tmp_path / "raw", tmp_path / "work"
+    for number in range(3):
+        write_clip_file(raw / f"{number}.mp4", frames=16 + number, seed=number)
+    (raw / "pairs.jsonl").write_bytes(b"".join(line(str(number), f"{number}.mp4") for number in range(3)))
+    tried: list[str] = []
+
+    def try_another(stage: str, *_: int) -> None:
+        if stage == "decode" and not tried:
+            with pytest.raises(DataError, match="another curation is at work there; wait for its end, or give another"):
+                curate(raw, tmp_path / "other", SETTINGS, work=work)
+            tried.append(stage)
+            assert curate_part(raw, tmp_path / "out", Part(1, 2), SETTINGS, work=work).pairs == 1
+
+    assert curate(raw, tmp_path / "out", SETTINGS, try_another, work=work).pairs_in == 3
+    assert tried
+    curate(raw, tmp_path / "other", SETTINGS, work=work)
+    assert same(tmp_path / "out", tmp_path / "other")
+
+
+@pytest.mark.parametrize("preset", ["", "panda-10m"])
+def test_a_source_that_is_refused_leaves_no_inputs(tmp_path: Path, preset: str) -> None:
+    raw = tmp_path / "raw"
+    if preset:
+        write_clip_file(raw / "0.mp4")
+        (raw / "pairs.jsonl").write_bytes(line("0", "0.mp4"))
+    with pytest.raises(DataError, match="no input has the score" if preset else "is not a folder"):
+        curate(raw, tmp_path / "out", CurateSettings(preset=preset))
+    assert [path.name for path in (tmp_path / "out.work").iterdir()] == ["inputs.lock"]
+
+
+def test_a_part_looks_at_no_file_of_another_parts_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = tmp_path / "raw"
+    for number in range(3):
+        write_clip_file(raw / f"{number}.mp4", frames=16 + number, seed=number)
+    (raw / "pairs.jsonl").write_bytes(b"".join(line(str(number), f"{number}.mp4") for number in range(3)))
+    seen: list[str] = []
+    add = Description.add
+    monkeypatch.setattr(Description, "add", lambda self, entry: (seen.append(entry.name), add(self, entry))[1])
+    curate_part(raw, tmp_path / "out", Part(1, 2), SETTINGS)
+    assert set(seen) == {"2"}
 
 
 @pytest.mark.parametrize("text", ["", "3", "4/4", "-1/4", "a/b", "1/2/3", "1/ 2", "\u0663/4"])

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import random
 import sys
 import tempfile
 import tracemalloc
@@ -23,6 +24,7 @@ from xgenvideo.curate.stages import Workplace
 from xgenvideo.curate.store import Index, ScoreStore, index_path
 from xgenvideo.curate.tally import Tally
 from xgenvideo.data.shards import publish_dataset
+from xgenvideo.data.tokenizer import Tokenizer, train_tokenizer
 from xgenvideo.errors import DataError
 from xgenvideo.records import Sample
 
@@ -215,6 +217,17 @@ def test_a_damaged_line_is_told_with_its_place(tmp_path: Path) -> None:
         file.write(bytes(9) + b"\n")
     with pytest.raises(DataError, match=rf"line at byte {size} is damaged .* \(truncate -s {size}\) and run again"):
         ScoreStore(tmp_path, "decode", "1")
+
+
+def test_captions_are_not_held_while_a_tokenizer_learns(scale: ModuleType) -> None:
+    rng = random.Random(0)
+    captions = [scale.write_caption(number, rng) for number in range(3000)]
+
+    def learn(count: int) -> Tokenizer:
+        return train_tokenizer((caption + "!" for caption in captions[:count]), 400)
+
+    few, many = held(lambda: learn(1000))[1], held(lambda: learn(3000))[1]
+    assert (many - few) / 2000 < 30  # a caption has over a hundred
 
 
 def test_the_manifest_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +93,14 @@ def test_a_group_is_taken_over_under_the_next_names(tmp_path: Path) -> None:
     assert sorted(os.listdir(grouped.folder))[-1] == "train-00003.tar"
     with pytest.raises(DataError, match="key 'k3': two samples have it"):
         publish_dataset(tmp_path / "twice", [*samples(0), *samples(3)], {})
+
+
+def test_a_run_that_kept_nothing_and_was_killed_goes_on(raw: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("audit.jsonl.part", "report.html.part"):
+        (out / name).write_text("half")
+    assert curate(raw, out, replace(settings(), min_seconds=100.0)).pairs_kept == 0
+    (out / "curation.json.part").write_text("half")
+    assert curate(raw, out, settings()).pairs_kept == 7
+    assert not list(out.glob("*.part"))

@@ -207,10 +207,6 @@ class Inputs:
             self._counts[number] = len(some)
             self._save(number, some)
 
-    def remove(self) -> None:
-        """Remove the files."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
     def _begins(self) -> Iterator[tuple[int, int]]:
         """The number of each of the part's slices, and of its first input."""
         begun = 0

@@ -11,7 +11,7 @@ from typing import Any
 from xgenvideo.curate.inputs import Part
 from xgenvideo.curate.run import work_folder
 from xgenvideo.curate.settings import CurateSettings
-from xgenvideo.curate.sources import read_inputs
+from xgenvideo.curate.sources import hold_inputs
 from xgenvideo.curate.stages import Progress, Workplace
 from xgenvideo.curate.units import run_units
 
@@ -42,14 +42,13 @@ def curate_part(
     """Decode and score the units of one part of `source`; arguments and errors as `curate` has them.
 
     Nothing is written to `out`. A part that was killed goes on, one that is finished has nothing to do. A part may run
-    once at a time.
+    once at a time, which DataError tells.
     """
     settings = settings or CurateSettings()
     folder = work_folder(Path(out), work)
-    inputs, _ = read_inputs(Path(source), videos, settings, folder, part)
-    try:
-        with Workplace(folder, settings, progress, part.suffix) as place:
-            worked = run_units(inputs, place)
-    finally:
-        inputs.remove()
+    with (
+        hold_inputs(Path(source), videos, settings, folder, part) as (inputs, _),
+        Workplace(folder, settings, progress, part.suffix) as place,
+    ):
+        worked = run_units(inputs, place)
     return PartSummary(f"{part.number}/{part.count}", worked.units, worked.pairs, worked.crashed)

@@ -13,7 +13,7 @@ from typing import Any
 from xgenvideo.curate.inputs import Inputs, batches
 from xgenvideo.curate.report import write_report
 from xgenvideo.curate.settings import CurateSettings
-from xgenvideo.curate.sources import read_inputs
+from xgenvideo.curate.sources import hold_inputs
 from xgenvideo.curate.stages import Progress, Workplace, add_up
 from xgenvideo.curate.steps import OF_CLIPS, judge, judge_all
 from xgenvideo.curate.tally import Tally, sizes_of
@@ -64,14 +64,13 @@ def curate(
     `work` keeps scores and decoded clips, by default `OUT.work`: given that of an earlier run, other thresholds are
     applied without decoding again.
     Every input ends as kept or with one reason code. `progress(stage, done, total)` is called as it goes. Raises
-    DataError for a folder that cannot be read or an `out` that holds something else, MissingExtra for a step whose
-    package is not installed.
+    DataError for a folder that cannot be read, an `out` that holds something else, or a `work` that another run has,
+    MissingExtra for a step whose package is not installed.
     """
     settings = settings or CurateSettings()
     source, out = Path(source), Path(out)
     folder = work_folder(out, work)
-    inputs, described = read_inputs(source, videos, settings, folder)
-    try:
+    with hold_inputs(source, videos, settings, folder) as (inputs, described):
         signature = hashlib.sha256(f"{FORMAT} {settings.signature()} {described}".encode()).hexdigest()
         finished = _finished(out, signature)
         if finished is not None:
@@ -89,8 +88,6 @@ def curate(
             summary = _summary(tally, settings, out, signature, timings)
             write_report(out / "report.html", inputs, summary.to_dict(), settings, place.read_clip)
             sizes = sizes_of(inputs, place)
-    finally:
-        inputs.remove()
     sizes["shards"] = sum(path.stat().st_size for path in out.glob("*.tar"))
     record = summary.to_dict() | {"settings": settings.to_dict(), "work": str(folder), "bytes": sizes}
     write_whole(out / "curation.json", [json.dumps(record, indent=1)])

@@ -1,8 +1,12 @@
 """What curation reads from: a folder, a dataset's own listing (Panda-70M, InternVid, WebVid), WebDataset tars."""
 
+import errno
+import fcntl
 import math
+import shutil
 from array import array
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,12 +40,39 @@ SUBSETS = {
 }
 
 
+@contextmanager
+def hold_inputs(
+    source: Path, videos: Path | str | None, settings: CurateSettings, work: Path, part: Part = WHOLE
+) -> Iterator[tuple[Inputs, str]]:
+    """As `read_inputs`, for one process at a time; the inputs' files go at the end, also when they cannot be read.
+
+    Raises DataError while another process has them: it would find its slices exchanged for ours.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    name = f"inputs{part.suffix}"
+    with (work / f"{name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it, however the process ends
+        except BlockingIOError as error:
+            raise DataError(
+                f"{work / name}: another curation is at work there; wait for its end, or give another folder by --work"
+            ) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):  # a file system without locks
+                raise
+        try:
+            yield read_inputs(source, videos, settings, work, part)
+        finally:
+            shutil.rmtree(work / name, ignore_errors=True)
+
+
 def read_inputs(
     source: Path, videos: Path | str | None, settings: CurateSettings, work: Path, part: Part = WHOLE
 ) -> tuple[Inputs, str]:
     """The inputs of a source, chosen by the settings' preset, in `work`; and the SHA-256 of all that was read.
 
-    Raises DataError when the source itself cannot be read, or has none of the scores that the preset chooses by.
+    A part's is of nothing: it costs a look at every file of the listing. Raises DataError when the source itself
+    cannot be read, or has none of the scores that the preset chooses by.
     """
     selection = Selection(SUBSETS[settings.preset] if settings.preset else None)
     description = Description()
@@ -49,7 +80,8 @@ def read_inputs(
     def seen() -> Iterator[Entry]:
         for entry in read_source(source, videos, work / "unpacked", settings.download != "off"):
             selection.see(entry)
-            description.add(entry)
+            if part == WHOLE:
+                description.add(entry)
             yield entry
 
     inputs = Inputs.write(work / f"inputs{part.suffix}", seen(), settings.unit_pairs, part)

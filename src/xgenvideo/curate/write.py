@@ -35,6 +35,7 @@ def write_out(inputs: Inputs, tally: Tally, work: Workplace, out: Path) -> None:
     if out.is_dir() and not (out / "dataset.json").exists():
         for name in OUR_FILES:  # of an earlier run that kept nothing
             (out / name).unlink(missing_ok=True)
+            (out / f"{name}.part").unlink(missing_ok=True)  # and was killed
     if tally.kept:
         card = {"curation": FORMAT, "settings": work.settings.to_dict(), "dropped": tally.dropped}
         publish(out, partial(_fill, inputs, work, tally.kept), card)

@@ -77,7 +77,7 @@ def load(path: Path) -> Tokenizer:
 
 
 def train_tokenizer(texts: Iterable[str], vocab: int) -> Tokenizer:
-    """Learn at most `vocab` ids from texts; the same texts in any order give the same tokenizer.
+    """Learn at most `vocab` ids from texts; the same texts in any order give the same tokenizer. They are not held.
 
     Raises ConfigError for a vocabulary too small for the bytes and the special tokens.
     """
@@ -96,5 +96,5 @@ def train_tokenizer(texts: Iterable[str], vocab: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    engine.train_from_iterator(sorted(texts), trainer)
+    engine.train_from_iterator(texts, trainer)
     return Tokenizer(engine)
