@@ -37,12 +37,13 @@ planner-report: $(STAMP)
 # A hundred kills and every other fault on runs of the tiny model; about 20 minutes.
 chaos: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/xgv chaos tiny --out runs/chaos --json bench/results/chaos.json $(ARGS)
+	$(BIN)/python bench/fair.py bench/results/chaos.json
 
 parity: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python bench/parity.py $(ARGS)
 
 # Every bench that ends in minutes, then the table of docs/benchmarks.md; about 20 minutes on two cores.
-bench: bench-startup bench-first-step bench-step bench-checkpoints bench-infer bench-placement bench-frames
+bench: bench-startup planner-report bench-first-step bench-step bench-checkpoints bench-infer bench-placement bench-frames
 	$(BIN)/python bench/collect.py
 
 bench-startup: $(STAMP)

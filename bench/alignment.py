@@ -14,6 +14,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from fair import write
 
 from xgenvideo.curate.alignment import AlignmentModels, one_thread_each
 from xgenvideo.curate.clips import Clip
@@ -67,7 +68,7 @@ def main() -> None:
     figures = {name: {label: measure(judge, *pairs) for label, pairs in sets.items()} for name, judge in judges.items()}
     print(json.dumps(figures, indent=1))
     if parsed.json:
-        parsed.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        write(parsed.json, figures)
 
 
 if __name__ == "__main__":

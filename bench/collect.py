@@ -9,13 +9,30 @@ RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- table of make bench -->", "<!-- end of table -->"
 
+MEASURED_BY_FRAMES = {"train_seconds": "training step", "decode_seconds": "32 new tokens", "added_mb": "memory"}
+
 Row = tuple[str, str, str]
 
 
 def startup(found: Any) -> Iterator[Row]:
-    """Import times."""
-    for name in ("xgv --help", "import torch", "import xgenvideo.models.video_lm"):
-        yield f"`{name}`", f"{found['seconds'][name]['median_seconds']:.2f} s", "`make bench-startup`"
+    """Commands and imports."""
+    for name, row in found["seconds"].items():
+        if name.startswith(("xgv", "import")):
+            memory = f", {row['peak_mb']:.0f} MB" if "peak_mb" in row else ""
+            yield f"`{name}`", f"{row['median_seconds']:.2f} s{memory}", "`make bench-startup`"
+
+
+def planner(found: Any) -> Iterator[Row]:
+    """How far the planner is off."""
+    command = "`make planner-report`"
+    for name, row in found["step_seconds_per_cent_off"].items():
+        what = f"planner, step seconds of {row['rows']} published runs ({name}) not seen in the fit: mean error"
+        yield what, f"{row['left_out']:.1f} % ({row['constant_mfu']:.1f} % by one constant MFU)", command
+    memory = found["memory_with_margin_per_cent_off"]
+    yield f"planner, memory of {memory['rows']} published runs: mean error", f"{memory['mean']:.1f} %", command
+    picked = found["layout_picked_per_cent_over_best"]
+    what = f"planner, layout picked among the measured ones over the best, {picked['groups']} groups: median and worst"
+    yield what, f"{picked['median']:.1f} and {picked['worst']:.1f} %", command
 
 
 def first_step(found: Any) -> Iterator[Row]:
@@ -41,10 +58,14 @@ def frames(found: Any) -> Iterator[Row]:
     about, last = found["about"], found["rows"][-1]
     other, ours = last["tokens in the sequence"], last["latents"]
     command = "`make bench-frames`"
+    for row in found["rows"][:-1]:
+        ratios = [row["tokens in the sequence"][key] / row["latents"][key] for key in MEASURED_BY_FRAMES]
+        told = f"{row['frames']} frames, visual tokens in the sequence over ours: training step, 32 new tokens, memory"
+        yield told, ", ".join(f"{ratio:.1f}" for ratio in ratios) + " times", command
     flat = about["our_language_model_cost_last_over_first"]
     span = f"{found['rows'][0]['frames']} to {last['frames']} frames"
     yield f"our language model's training step, {span}", f"{flat:.2f} times", command
-    for key, what in (("train_seconds", "training step"), ("decode_seconds", "32 new tokens"), ("added_mb", "memory")):
+    for key, what in MEASURED_BY_FRAMES.items():
         told = f"{what} at {last['frames']} frames, visual tokens in the sequence over ours"
         yield told, f"{other[key] / ours[key]:.1f} times", command
     crossing = about["frames_from_which_ours_trains_faster"]
@@ -54,9 +75,10 @@ def frames(found: Any) -> Iterator[Row]:
 def checkpoints(found: Any) -> Iterator[Row]:
     """The stall of a save."""
     size = f"{found['bytes'] / 1e6:.0f} MB"
-    yield f"stall of a save over a plain clone, {size}", f"{found['stall_over_clone']:.2f}", "`make bench-checkpoints`"
-    other = found["stall_over_dcp_async"]
-    yield f"stall of a save over DCP's async_save, {size}", f"{other:.2f}", "`make bench-checkpoints`"
+    for key, what in (("stall_over_clone", "a plain clone"), ("stall_over_dcp_async", "DCP's async_save")):
+        ratio = found[key]
+        told = f"{ratio[1]:.2f} ({ratio[0]:.2f} to {ratio[2]:.2f})" if isinstance(ratio, list) else f"{ratio:.2f}"
+        yield f"stall of a save over {what}, {size}", told, "`make bench-checkpoints`"
 
 
 def infer(found: Any) -> Iterator[Row]:
@@ -121,7 +143,7 @@ def curation_clips(found: Any) -> Iterator[Row]:
 def parity(found: Any) -> Iterator[Row]:
     """Layouts against one process."""
     for dtype in ("float64", "float32"):
-        rows = [row for row in found if row["dtype"] == dtype]
+        rows = [row for row in found["rows"] if row["dtype"] == dtype]
         worst = max(row["max_loss_difference"] for row in rows)
         yield f"largest difference of a loss, {len(rows)} layouts, {dtype}", f"{worst:.1e}", "`make parity`"
 
@@ -143,6 +165,7 @@ def gpu(found: Any) -> Iterator[Row]:
 
 READERS: dict[str, Callable[[Any], Iterator[Row]]] = {
     "startup": startup,
+    "planner": planner,
     "first_step": first_step,
     "step": step,
     "frames": frames,

@@ -14,10 +14,7 @@ Writes bench/results/curation.json.
 """
 
 import argparse
-import datetime
 import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -25,17 +22,16 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from curation_clips import run_and_watch
+from curation_clips import CURATION_PACKAGES, run_and_watch
+from fair import RESULTS, write
 
 from xgenvideo.data.generate import generate
 
 GENERATED, ROUNDS, PROCESSES, SAMPLED_SECONDS = 400, 5, (1, 2), 0.1
 HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "curation.json"
 XGV = Path(sys.executable).with_name("xgv")
 OURS, WHOLE, PLAIN, JUICER = "ours, comparable steps", "ours, all steps", "plain PyAV", "data-juicer"
 
@@ -130,7 +126,7 @@ def main() -> None:
     parser.add_argument("--data-juicer", default="", metavar="PYTHON", help="of the environment it is installed in")
     parser.add_argument("--generated", type=int, default=GENERATED)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--json", type=Path, default=RESULTS)
+    parser.add_argument("--json", type=Path, default=RESULTS / "curation.json")
     parsed = parser.parse_args()
     sides = [OURS, WHOLE, PLAIN, *([JUICER] if parsed.data_juicer else [])]
     sets: dict[str, Any] = {}
@@ -142,22 +138,13 @@ def main() -> None:
             raws["real clips"] = link_clips(parsed.clips, place / "real")
         for what, raw in raws.items():
             sets[what] = measure(raw, parsed.rounds, sides, parsed.data_juicer, place)
-    git = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
     code = "from importlib.metadata import version; print(version('py-data-juicer'))"
-    versions = {name: version(name) for name in ("av", "opencv-python-headless", "rapidocr")}
+    about: dict[str, Any] = {"rounds": parsed.rounds}
     if parsed.data_juicer:
         juicer = subprocess.run([parsed.data_juicer, "-c", code], capture_output=True, text=True, check=True)
-        versions["py-data-juicer"] = juicer.stdout.strip()
-    found = {
-        "sets": sets,
-        "rounds": parsed.rounds,
-        "machine": {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()},
-        "versions": versions,
-        "commit": subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-    }
-    parsed.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(found, indent=1))
+        about["py-data-juicer"] = juicer.stdout.strip()
+    write(parsed.json, {"about": about, "sets": sets}, *CURATION_PACKAGES)
+    print(json.dumps(sets, indent=1))
 
 
 if __name__ == "__main__":

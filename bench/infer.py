@@ -5,16 +5,12 @@ two alternate. The same weights about a video have no counterpart there and are 
 Writes bench/results/infer.json.
 """
 
-import json
-import os
-import platform
+import argparse
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import transformers
+from fair import RESULTS, alternate, quartiles, write
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -25,7 +21,6 @@ from xgenvideo.models.video_lm import VideoLM, build_model
 
 ROUNDS, PROMPT_TOKENS, NEW_TOKENS = 60, 16, 64
 BATCHES = (1, 8)
-RESULTS = Path(__file__).parent / "results"
 
 
 @torch.inference_mode()
@@ -81,19 +76,7 @@ def as_llama(model: VideoLM) -> LlamaForCausalLM:
     return llama
 
 
-def alternate(sides: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
-    """Wall-clock seconds of each side by round; every round runs all, in turning order, after one unmeasured round."""
-    taken: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(ROUNDS + 1):
-        for name in list(sides) if number % 2 else reversed(list(sides)):
-            started = time.perf_counter()
-            sides[name]()
-            if number:
-                taken[name].append(time.perf_counter() - started)
-    return taken
-
-
-def compare(model: VideoLM, llama: LlamaForCausalLM, batch: int) -> dict[str, object]:
+def compare(model: VideoLM, llama: LlamaForCausalLM, batch: int, rounds: int) -> dict[str, object]:
     """Seconds for one batch on both sides and with a video, after the tokens were found equal."""
     random = torch.Generator().manual_seed(batch)
     prompts = torch.randint(4, model.config.decoder.vocab, (batch, PROMPT_TOKENS), generator=random).tolist()
@@ -107,37 +90,33 @@ def compare(model: VideoLM, llama: LlamaForCausalLM, batch: int) -> dict[str, ob
             "xgenvideo": lambda: ours(model, prompts, None),
             "transformers": lambda: theirs(llama, prompts),
             "xgenvideo_with_video": lambda: ours(model, prompts, latents),
-        }
+        },
+        rounds,
     )
     seconds = {name: round(statistics.median(values), 5) for name, values in taken.items()}
-    # By round: what else the machine does then slows both sides.
-    ratios = [other / mine for mine, other in zip(taken["xgenvideo"], taken["transformers"], strict=True)]
-    quartiles = [round(value, 3) for value in statistics.quantiles(ratios, n=4)]
-    print(f"batch {batch}: median seconds {seconds}; times as fast as transformers, quartiles: {quartiles}")
-    return {"batch": batch, "same_tokens": same, "median_seconds": seconds, "speedup_quartiles": quartiles}
+    ratios = quartiles(taken["transformers"], taken["xgenvideo"])
+    print(f"batch {batch}: median seconds {seconds}; times as fast as transformers, quartiles: {ratios}")
+    return {"batch": batch, "same_tokens": same, "median_seconds": seconds, "speedup_quartiles": ratios}
 
 
 def main() -> None:
     """Compare at every batch size and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--out", type=Path, default=RESULTS / "infer.json")
+    asked = parser.parse_args()
     torch.set_num_threads(1)
-    load = round(os.getloadavg()[0], 2)
     model = build_model(recipes.find("tiny")).eval()
     llama = as_llama(model)
-    rows = [compare(model, llama, batch) for batch in BATCHES]
-    about = {
+    rows = [compare(model, llama, batch, asked.rounds) for batch in BATCHES]
+    told = {
         "weights": "recipe tiny, untrained; decoder without its cross blocks on both sides, float32",
         "prompt_tokens": PROMPT_TOKENS,
         "new_tokens": NEW_TOKENS,
-        "rounds": ROUNDS,
-        "load_average_at_start": load,
+        "rounds": asked.rounds,
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "infer.json").write_text(json.dumps({"about": about, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+    write(asked.out, {"about": told, "rows": rows}, "transformers")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ same batches in another layout: captions of unequal length, padding, gradient ac
 """
 
 import argparse
-import json
 import multiprocessing
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from fair import RESULTS, write
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -32,7 +32,6 @@ from xgenvideo.train.heldout import losses
 from xgenvideo.train.optimizer import build_optimizer, model_tensors
 from xgenvideo.train.step import training_step
 
-RESULTS = Path(__file__).parent / "results" / "parity.json"
 STEPS, PAIRS = 10, 24
 TOLERANCE = {"fp64": (1e-12, 1e-11), "fp32": (1e-5, 1e-4)}
 LAYOUTS: dict[str, list[str]] = {
@@ -235,7 +234,7 @@ def main() -> None:
     parser.add_argument("--layouts", nargs="*", default=list(LAYOUTS), choices=list(LAYOUTS))
     parser.add_argument("--precisions", nargs="*", default=list(TOLERANCE))
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=RESULTS / "parity.json")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
@@ -259,8 +258,7 @@ def main() -> None:
             )
             told = "held" if rows[-1]["held"] else f"NOT HELD (limits {limits[0]:g}, {limits[1]:g}; {worst})"
             print(f"{name:20} {precision}  loss {loss:8.1e}  weights {weight:8.1e}  {told}", flush=True)
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    asked.out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    write(asked.out, {"rows": rows})
     if not all(row["held"] for row in rows):
         sys.exit(1)
 

@@ -3,15 +3,13 @@
 Run: make bench-placement. Steps of the two placements alternate in the same processes, on the same batches; their
 losses must agree. The four ranks may share fewer cores, so two figures are given for each placement: the wall time on
 this machine, and the time with a core for each rank, worked out from the processor seconds of every piece of work, put
-one after another as the step needs them (messages take no time in it). Beside them is the planner's simulation of the
-layout of 30.2 B parameters. Writes bench/results/placement.json.
+one after another as the step needs them (messages take no time in it). Ranks wait for ranks, so no round is refused for
+waiting. Beside them is the planner's simulation of the layout of 30.2 B parameters. Writes
+bench/results/placement.json.
 """
 
 import argparse
-import datetime
 import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -25,6 +23,8 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from fair import RESULTS, write
+from fair import quartiles as ratios_of
 from parity import MadeUp, small
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
@@ -46,8 +46,7 @@ from xgenvideo.plan.simulate import simulate
 from xgenvideo.train.optimizer import build_optimizer
 from xgenvideo.train.step import training_step
 
-RESULTS = Path(__file__).parent / "results" / "placement.json"
-RANKS, ROUNDS = 4, 9
+RANKS, ROUNDS = 4, 10
 EVERYWHERE, FIRST = "all_ranks", "first_stage"
 PLANNED = {EVERYWHERE: "all_ranks", FIRST: "stage_0"}  # their names in the planner
 LOSS_TOLERANCE = 1e-5  # float32, as in parity.py
@@ -257,18 +256,17 @@ def summarise(found: dict[str, list[list[Spent]]], config: RunConfig) -> dict[st
 
 def quartiles(seconds: dict[str, list[float]]) -> list[float]:
     """Quartiles of the first stage's time over that of all ranks, round by round."""
-    ratios = [first / everywhere for first, everywhere in zip(seconds[FIRST], seconds[EVERYWHERE], strict=True)]
-    return [round(ratio, 3) for ratio in statistics.quantiles(ratios, n=4)]
+    return ratios_of(seconds[FIRST], seconds[EVERYWHERE])
 
 
 def main() -> None:
     """Measure, simulate, print, write; exit 1 where the two placements did not compute the same."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=RESULTS / "placement.json")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    config, load = heavy(), os.getloadavg()[0]
+    config = heavy()
     found = measure(config, asked.rounds)
     losses = [rank.losses for rounds in found.values() for ranks in rounds for rank in ranks]
     apart = max(max(column) - min(column) for column in zip(*losses, strict=True))
@@ -281,16 +279,11 @@ def main() -> None:
             "encoder_over_stage": round(encoder_over_stage(config), 2),
             "rounds": asked.rounds,
             "largest_loss_difference": apart,
-            "cores": os.cpu_count(),
-            "load_average_at_start": round(load, 2),
-            "machine": platform.machine(),
-            "torch": torch.__version__,
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         },
         **summarise(found, config),
         "simulated_30b_on_512_h100": [simulated(tokens) for tokens in (512, 77)],
     }
-    asked.out.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    write(asked.out, told)
     print(json.dumps(told, indent=2))
     if apart > LOSS_TOLERANCE:
         sys.exit(f"the placements' losses differ by {apart:g}, more than {LOSS_TOLERANCE:g}")

@@ -1,7 +1,8 @@
 """Refit the planner's rates and print how far it is off on published runs: `make planner-report`.
 
-Writes src/xgenvideo/plan/facts/rates.json. Every error printed is of rows that the rates had not seen, unless it says
-"all rows"; beside it stands what one constant utilisation, fitted the same way, would have given.
+Writes src/xgenvideo/plan/facts/rates.json and bench/results/planner.json. Every error printed is of rows that the rates
+had not seen, unless it says "all rows"; beside it stands what one constant utilisation, fitted the same way, would have
+given.
 """
 
 import argparse
@@ -11,7 +12,10 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, median
+from typing import Any
 
+from fair import RESULTS
+from fair import write as write_results
 from planner_others import calculon_errors, installed, llm_analysis_errors
 
 from xgenvideo.plan.fit import fit, in_folds, leave_one_out, log_errors, usable
@@ -31,6 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rows", type=Path, help="other runs than those shipped: fit and report on these")
     parser.add_argument("--out", type=Path, default=OUT, help="where the rates go")
+    parser.add_argument("--results", type=Path, default=RESULTS / "planner.json", help="where the errors go")
     arguments = parser.parse_args()
     rows = read_file(arguments.rows) if arguments.rows else published_runs()
     rates = fit(rows)
@@ -42,6 +47,8 @@ def main() -> None:
     print_without_hopper(rows, rates)
     print_memory(rows)
     print_picks(usable(rows), rates, out)
+    if not arguments.rows:
+        write_results(arguments.results, figures(rows, out, hopper))
     write(arguments.out, rates, {"ampere": spread(out, hopper, False), "hopper": spread(out, hopper, True)})
     print(f"\nwritten: {arguments.out}")
 
@@ -204,6 +211,29 @@ def spread(out: dict[str, float], hopper: dict[str, bool], wanted: bool) -> tupl
     if not factors:
         return 0.8, 1.25
     return factors[int(0.05 * (len(factors) - 1))], factors[math.ceil(0.95 * (len(factors) - 1))]
+
+
+def figures(rows: Sequence[Published], out: dict[str, float], hopper: dict[str, bool]) -> dict[str, Any]:
+    """What the table of all benches shows: mean errors in per cent by family left out, of memory, and of picks."""
+    known = usable(rows)
+    groups = {family: [row for row in known if row.family == family] for family in TARGETS}
+    groups["H100 rows"] = [row for row in known if hopper[row.name]]
+    steps = {
+        name: {
+            "rows": len(chosen),
+            "left_out": round(mean(100 * abs(math.expm1(out[row.name])) for row in chosen), 1),
+            "constant_mfu": round(mean(constant_error(row, known) for row in chosen), 1),
+        }
+        for name, chosen in groups.items()
+    }
+    sized = [(row, row.measured_gigabytes) for row in rows if row.run and row.measured_gigabytes]
+    memory = [100 * abs(text_memory(run_of(row)).total / (size * GIBIBYTE) - 1) for row, size in sized]
+    costs = [cost for cost, _ in picked_costs(known, out)]
+    return {
+        "step_seconds_per_cent_off": steps,
+        "memory_with_margin_per_cent_off": {"rows": len(memory), "mean": round(mean(memory), 1)},
+        "layout_picked_per_cent_over_best": {"groups": len(costs), "median": median(costs), "worst": max(costs)},
+    }
 
 
 def write(path: Path, rates: Rates, spreads: dict[str, tuple[float, float]]) -> None:

@@ -9,20 +9,17 @@ bench/results/quality.json and into the table of docs/benchmarks.md; a choice wi
 
 import argparse
 import json
-import os
-import platform
 import shutil
 import statistics
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fair
 import torch
 
-from xgenvideo import __version__
 from xgenvideo.checkpoint import load_run
 from xgenvideo.config import RunConfig, override
 from xgenvideo.data.dataset import Dataset, open_dataset
@@ -37,7 +34,7 @@ from xgenvideo.recipes import find
 from xgenvideo.train.loop import FEATURES, train
 
 STEPS, SEEDS = 320, 3
-RESULTS = Path(__file__).parent / "results" / "quality.json"
+RESULTS = fair.RESULTS / "quality.json"
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- table of make bench-quality -->", "<!-- end of the quality table -->"
 FIGURES = {
@@ -125,24 +122,24 @@ def measured(choice: Choice, seed: int, config: RunConfig, dataset: Dataset, fol
         "settings": list(choice.settings),
         "trained_parameters": summary.trained_parameters,
         "cpu_seconds": time.process_time() - began,
-        "commit": commit(),
+        "commit": fair.commit(),
         "figures": figures,
     }
 
 
-def commit() -> str:
-    """The commit of the checkout."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    done = subprocess.run(command, cwd=PAGE.parent, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "none"
-
-
 def collect(out: Path, recipe: RunConfig, dataset: Dataset, frames: float) -> dict[str, Any]:
-    """Every result of the work folder, a row a choice, with mean and range over the seeds that are there."""
+    """Every result of the work folder, a row a choice, with mean and range over the seeds that are there.
+
+    A choice without a run in the folder keeps its row of the results that are there, if the clips are the same.
+    """
+    data = f"{FULL.clips} generated clips of seed {FULL.seed}, curated: {dataset.counts}"
+    earlier = json.loads(RESULTS.read_text("utf-8")) if RESULTS.is_file() else {"about": {}, "rows": []}
+    kept = {row["choice"]: row for row in earlier["rows"]} if earlier["about"].get("data") == data else {}
     rows = []
     for choice in (*CHOICES, *LARGE):
         found = [json.loads(path.read_text("utf-8")) for path in sorted(out.glob(f"{choice.name}-seed*.json"))]
         if not found:
+            rows += [kept[choice.name]] if choice.name in kept else []
             continue
         config = override(override(recipe, list(choice.settings)), [f"train.steps={found[0]['steps']}"])
         row: dict[str, Any] = {"choice": choice.name, "title": choice.title, "settings": list(choice.settings)}
@@ -154,13 +151,9 @@ def collect(out: Path, recipe: RunConfig, dataset: Dataset, frames: float) -> di
             row[figure] = {"mean": statistics.mean(values), "low": min(values), "high": max(values), "by_seed": values}
         rows.append(row)
     about = {
-        "data": f"{FULL.clips} generated clips of seed {FULL.seed}, curated: {dataset.counts}",
+        "data": data,
         "frames_a_clip": frames,
         "chance": {"temporal_qa": 0.5, "twin_choice": 0.5, "retrieval_t2v_r1": found_chance(out)},
-        "machine": {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()},
-        "versions": {"xgenvideo": __version__, "torch": torch.__version__},
-        "date": time.strftime("%Y-%m-%d"),
-        "commit": commit(),
     }
     return {"about": about, "rows": rows}
 
@@ -242,7 +235,7 @@ def main() -> None:
         figures = "  ".join(f"{FIGURES[one]} {result['figures'][one]:.3f}" for one in FIGURES)
         print(f"{path.stem:20} {config.train.steps:4} steps  {figures}  {result['cpu_seconds']:.0f} s", flush=True)
     found = collect(asked.out, find("tiny"), dataset, frames)
-    RESULTS.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    fair.write(RESULTS, found)
     write_table(found)
 
 

@@ -5,7 +5,6 @@ Run: python bench/serving.py RELEASE (of the demonstration's model), one thread.
 
 import argparse
 import json
-import os
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from fair import RESULTS, write
 from numpy.typing import NDArray
 
 from xgenvideo.data.generate import make_twins, render
@@ -29,7 +29,6 @@ from xgenvideo.records import SampledVideo
 SEED, SCENES, SCENES_A_VIDEO = 991, 60, 6
 SPANS, WIDTHS, QUERIES = 1_000_000, (64, 256), 5
 TEXTS, BATCHES, ROUNDS = 64, (1, 16), 5
-RESULTS = Path(__file__).parent / "results" / "serving.json"
 Frames = NDArray[np.uint8]
 
 
@@ -124,7 +123,7 @@ def main() -> None:
     scenes = [make_twins(SEED, number)[number % 2] for number in range(SCENES)]
     # Rendered at 8 frames a second; sampling takes every fourth.
     clips = [render(scene, 96)[::4] for scene in scenes]
-    found: dict[str, Any] = {"release": release.identity[:12], "scenes": SCENES, "load": os.getloadavg()[0]}
+    found: dict[str, Any] = {"release": release.identity[:12], "scenes": SCENES}
     found["search"] = {
         f"{together} scenes a video, {'windows and moments' if moments else 'windows alone'}": first_hits(
             release, scenes, clips, together, moments
@@ -138,9 +137,8 @@ def main() -> None:
         f"batches of at most {batch}": min((one[batch] for one in rounds), key=lambda one: one["processor_seconds"])
         for batch in BATCHES
     }
-    text = json.dumps(found, indent=2)
-    print(text)
-    RESULTS.write_text(text + "\n", encoding="utf-8")
+    print(json.dumps(found, indent=2))
+    write(RESULTS / "serving.json", found)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from fair import write
 from numpy.typing import NDArray
 
 from xgenvideo.curate.shots import HEIGHT, WIDTH, ShotModel, find_shots
@@ -85,7 +86,7 @@ def main() -> None:
             parsed.pictures.mkdir(parents=True, exist_ok=True)
             draw(parsed.pictures / f"{name}.png", seen, beside)
     if parsed.json:
-        parsed.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        write(parsed.json, figures)
 
 
 if __name__ == "__main__":

@@ -7,19 +7,14 @@ measured again. Writes bench/results/step.json.
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import transformers
+from fair import RESULTS, ROUNDS, alternate, quartiles, write
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import IdeficsConfig, IdeficsForVisionText2Text, MllamaForCausalLM
 from transformers.models.idefics.configuration_idefics import IdeficsVisionConfig
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig
@@ -27,11 +22,10 @@ from transformers.models.mllama.configuration_mllama import MllamaTextConfig
 from xgenvideo import recipes
 from xgenvideo.config import override
 from xgenvideo.models.video_lm import build_model
+from xgenvideo.objectives import next_token_loss
 
 WIDTH, DEPTH, CROSS, HEADS, MLP, VOCAB, QUERIES = 256, 8, 2, 8, 704, 4096, 64
 PAIRS, TEXT = 4, 256
-ROUNDS, MOST_TRIES = 10, 200
-RESULTS = Path(__file__).parent / "results" / "step.json"
 
 
 @dataclass(frozen=True)
@@ -80,12 +74,12 @@ def ours(kv_heads: int) -> Side:
     model = build_model(config)
     tokens, latents = inputs()
     positions = torch.arange(TEXT).expand(PAIRS, TEXT)
-    targets = torch.cat([tokens[:, 1:], tokens.new_full((PAIRS, 1), -100)], dim=1).flatten()
+    targets = torch.cat([tokens[:, 1:], tokens.new_full((PAIRS, 1), -100)], dim=1)
     documents, sees = torch.zeros(PAIRS, TEXT, dtype=torch.long), torch.ones(PAIRS, TEXT, dtype=torch.bool)
 
     def loss() -> Tensor:
-        logits = model.logits(tokens, positions, documents, latents, sees)
-        return functional.cross_entropy(logits.flatten(0, 1).float(), targets)
+        total, count = next_token_loss(model.logits(tokens, positions, documents, latents, sees), targets)
+        return total / count
 
     return stepping([model.decoder], loss)
 
@@ -166,39 +160,22 @@ def idefics() -> Side:
     return stepping([model], loss)
 
 
-def clean_seconds(step: Callable[[], float]) -> float:
-    """Wall seconds of a step that had the processor to itself."""
-    for _ in range(MOST_TRIES):
-        wall, processor = time.perf_counter(), time.process_time()
-        step()
-        wall, processor = time.perf_counter() - wall, time.process_time() - processor
-        if wall <= 1.1 * processor:
-            return wall
-    raise SystemExit(f"the machine is too busy: no clean round in {MOST_TRIES}")
-
-
 def compare(sides: dict[str, Side], rounds: int) -> dict[str, object]:
     """Medians of each side, and the ratio round by round."""
-    taken: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds + 2):
-        for name in list(sides) if number % 2 else reversed(list(sides)):
-            seconds = clean_seconds(sides[name].step)
-            if number > 1:
-                taken[name].append(seconds)
+    taken = alternate({name: side.step for name, side in sides.items()}, rounds)
     mine, theirs = taken.values()
-    ratios = [other / own for own, other in zip(mine, theirs, strict=True)]
-    quartiles = [round(value, 3) for value in statistics.quantiles(ratios, n=4)]
+    ratios = quartiles(theirs, mine)
     medians = {name: round(statistics.median(values), 4) for name, values in taken.items()}
     parameters = {name: side.parameters for name, side in sides.items()}
-    print(f"{medians}, parameters {parameters}: as fast as the other, times: {quartiles}")
-    return {"median_seconds": medians, "parameters": parameters, "times_as_fast_quartiles": quartiles}
+    print(f"{medians}, parameters {parameters}: as fast as the other, times: {ratios}")
+    return {"median_seconds": medians, "parameters": parameters, "times_as_fast_quartiles": ratios}
 
 
 def main() -> None:
     """Compare with both and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=RESULTS / "step.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -212,11 +189,9 @@ def main() -> None:
         "latents": QUERIES,
         "width": WIDTH,
         "blocks": f"{DEPTH} self-attention, {CROSS} cross-attention",
-        "machine": {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()},
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "date": time.strftime("%Y-%m-%d"),
+        "rounds": options.rounds,
     }
-    options.out.write_text(json.dumps({"about": about, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+    write(options.out, {"about": about, "rows": rows}, "transformers")
 
 
 if __name__ == "__main__":

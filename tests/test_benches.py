@@ -1,7 +1,10 @@
 """The benches run, and the table of the documentation is what their results say."""
 
+import functools
+import importlib
 import importlib.util
 import json
+import math
 import os
 import re
 import subprocess
@@ -15,6 +18,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.fixture(autouse=True)
+def beside_the_benches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Benches import each other."""
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+
+
 def bench(name: str) -> ModuleType:
     """A script of bench/ as a module."""
     specification = importlib.util.spec_from_file_location(f"bench_{name}", ROOT / "bench" / f"{name}.py")
@@ -23,6 +32,41 @@ def bench(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "bench" / "results").glob("*.json")), ids=lambda path: path.stem)
+def test_every_result_says_where_it_was_measured(path: Path) -> None:
+    about = json.loads(path.read_text(encoding="utf-8"))["about"]
+    assert all(about[name] for name in bench("fair").ABOUT)
+    assert about["machine"]["cores"] > 0
+    assert about["versions"]["torch"]
+
+
+def test_results_are_written_with_machine_versions_commit_and_date(tmp_path: Path) -> None:
+    fair = bench("fair")
+    fair.write(tmp_path / "one.json", {"about": {"rounds": 3}, "rows": [1]}, "numpy")
+    written = json.loads((tmp_path / "one.json").read_text(encoding="utf-8"))
+    assert set(written["about"]) == {"rounds", *fair.ABOUT}
+    assert {"xgenvideo", "torch", "numpy"} <= set(written["about"]["versions"])
+    assert written["rows"] == [1]
+
+
+def test_a_disturbed_round_is_measured_again() -> None:
+    fair = bench("fair")
+    rounds = iter([(1.2, 1.0), (1.05, 1.0), (3.0, 3.0)])
+    assert fair.clean_round(lambda: next(rounds)) == 1.05
+    with pytest.raises(SystemExit, match="too busy"):
+        fair.clean_round(lambda: (2.0, 1.0))
+
+
+def test_sides_take_turns_and_each_ratio_is_of_one_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    fair = bench("fair")
+    monkeypatch.setattr(fair, "MOST_WALL", math.inf)
+    order: list[str] = []
+    taken = fair.alternate({name: functools.partial(order.append, name) for name in "ab"}, 10)
+    assert [len(seconds) for seconds in taken.values()] == [10, 10]
+    assert "".join(order) == "baab" * 6
+    assert fair.quartiles([2.0, 4.0, 6.0], [1.0, 2.0, 3.0]) == [2.0, 2.0, 2.0]
 
 
 def test_the_slice_runs_without_a_gpu_and_writes_nothing() -> None:
@@ -81,7 +125,8 @@ def test_every_target_names_a_script_that_is_there() -> None:
 
 
 @pytest.mark.parametrize("side", ["latents", "tokens in the sequence"])
-def test_both_sides_of_the_frames_bench_do_the_same_work(side: str) -> None:
+def test_both_sides_of_the_frames_bench_do_the_same_work(side: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("fair"), "MOST_WALL", math.inf)
     point = bench("frames").point(side, 4, 1)
     assert point["parameters"] == pytest.approx(8_500_000, rel=0.05)
     assert point["train_seconds"] > 0

@@ -46,7 +46,7 @@ def test_layouts_have_the_losses_and_weights_of_one_process(layouts: list[str], 
         command, capture_output=True, text=True, timeout=300, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = json.loads(out.read_text())
+    rows = json.loads(out.read_text())["rows"]
     assert [row["layout"] for row in rows] == layouts
     assert all(row["max_loss_difference"] <= 1e-12 and row["max_weight_difference"] <= 1e-11 for row in rows)
 
