@@ -159,8 +159,15 @@ def chaos(found: Any) -> Iterator[Row]:
 
 def gpu(found: Any) -> Iterator[Row]:
     """The slice on a GPU."""
+    command, kinds = "`make bench-gpu`", ("mfu_of_measured_peak", "mfu_of_h100_product", "mfu_of_data_sheet")
     for row in found["rows"]:
-        yield f"{row['what']}, share of the measured peak", f"{row['mfu_of_measured_peak']:.1%}", "`make bench-gpu`"
+        what = f"{row['what']}: full-square MFU of the peak measured here, of 790 TFLOP/s, of the data sheet"
+        yield what, ", ".join(f"{row[kind]:.1%}" for kind in kinds), command
+        if row["planned_gb"] is not None:
+            yield f"{row['what']}: memory, and planned", f"{row['peak_gb']:.1f} and {row['planned_gb']:.1f} GB", command
+    for what, ratio in found["fp8_over_bf16"].items():
+        yield f"{what}: tokens a second, fp8 over bf16", f"{ratio:.2f}", command
+    yield "one_gpu: share of a step that waits for its batch", f"{found['one_gpu_waits_for_data']:.1%}", command
 
 
 READERS: dict[str, Callable[[Any], Iterator[Row]]] = {

@@ -1,14 +1,14 @@
-"""A slice of the 30.2 B model on one GPU: MFU of six layers of a stage, of the frozen encoder, fp8, memory.
+"""A slice of the 30.2 B model on one GPU (six layers of a stage, the frozen encoder, fp8, memory), then all of one_gpu.
 
 Run: make bench-gpu (writes bench/results/gpu.json); `--small --device cpu` runs the same code on any machine in seconds
 and writes nothing. Six layers are five self-attention blocks and one cross-attention block, in the shapes of a TP4 rank
 (heads and feed-forward divided by four, no communication) and of TP1. MFU counts forward once and backward twice, the
-full square of causal attention, no recompute; it is given against the data sheet's peak and against the fastest large
-matrix product that this GPU did in the same run.
+full square of causal attention, no recompute; it is given against the fastest large matrix product that this GPU did in
+the same run, against 790 TFLOP/s, which such products reach on an H100, and against the data sheet. After the slice
+comes the recipe `one_gpu` end to end (gpu_recipe.py). Nothing here has run on a GPU yet, but in small shapes on CPUs.
 """
 
 import argparse
-import json
 import platform
 import statistics
 import time
@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fair import RESULTS, ROUNDS, write
+from gpu_recipe import SMALL, end_to_end
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
@@ -28,26 +30,38 @@ from xgenvideo.models.layers import block_mask, rotary, text_mask
 from xgenvideo.models.vision import frozen_vision, narrow_products
 from xgenvideo.parallel.fp8 import Float8Linear
 from xgenvideo.plan.flops import cross_block_flops, frame_flops, self_block_flops
-from xgenvideo.plan.hardware import GPUS
+from xgenvideo.plan.hardware import GPUS, H100
 from xgenvideo.plan.memory import block_activation_bytes
 
-RESULTS = Path(__file__).parent / "results" / "gpu.json"
-SELF_BLOCKS, ROUNDS, WARM_UP, DOCUMENTS = 5, 10, 3, 8
+SELF_BLOCKS, WARM_UP, DOCUMENTS = 5, 3, 8
+H100_PRODUCT = 790e12  # FLOP/s, dense bf16
 TOKENS, FRAMES, PRODUCT = (4096, 8192), 256, 8192
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement. Peaks and MFU are shares of one; `planned_gb` is the planner's figure for what was allocated."""
+    """One measurement. MFU are shares of one; the data sheet is the H100's where the device has none that is known.
+
+    `planned_gb` is the planner's figure for `peak_gb`, which is 0 without a GPU.
+    """
 
     what: str
     seconds: float
     tflops_per_second: float
-    mfu_of_data_sheet: float | None
     mfu_of_measured_peak: float
+    mfu_of_h100_product: float
+    mfu_of_data_sheet: float
     tokens_per_second: float
     peak_gb: float
     planned_gb: float | None
+
+    def __str__(self) -> str:
+        shares = self.mfu_of_measured_peak, self.mfu_of_h100_product, self.mfu_of_data_sheet
+        here, product, sheet = (f"{share:.1%}" for share in shares)
+        told = f"{self.what:48} {self.seconds * 1e3:9.2f} ms {self.tflops_per_second:8.3g} TFLOP/s"
+        told += f"  {here} of the measured peak, {product} of {H100_PRODUCT / 1e12:.0f}, {sheet} of the data sheet"
+        memory = "" if self.planned_gb is None else f", planned {self.planned_gb:.2f}"
+        return f"{told}, {self.tokens_per_second:.3g}/s, {self.peak_gb:.2f} GB{memory}"
 
 
 class Slice(nn.Module):
@@ -86,7 +100,7 @@ class Bench:
         self.device = device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
         known = [gpu for gpu in GPUS if gpu.name.upper() in name.upper().split()]
-        self.name, self.nominal = name, known[0].bf16_flops_per_second if known else None
+        self.name, self.nominal = name, (known[0] if known else H100).bf16_flops_per_second
         a, b = (torch.randn(product, product, device=device, dtype=torch.bfloat16) for _ in range(2))
         self.measured = 2 * product**3 / self.seconds(lambda: a @ b)
 
@@ -109,14 +123,20 @@ class Bench:
 
     def row(self, what: str, work: Callable[[], object], flops: float, tokens: int, planned: float | None) -> Row:
         """Measure `work`, which does `flops` over `tokens`."""
+        self.forget_peak()
+        return self.of(what, self.seconds(work), flops, tokens, planned)
+
+    def forget_peak(self) -> None:
+        """Count the most memory from now on."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        seconds = self.seconds(work)
+
+    def of(self, what: str, seconds: float, flops: float, tokens: float, planned: float | None) -> Row:
+        """The row of work that took `seconds`."""
         peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0
-        rate = flops / seconds
-        nominal = None if self.nominal is None else rate / self.nominal
-        gigabytes = None if planned is None else planned / 1e9
-        return Row(what, seconds, rate / 1e12, nominal, rate / self.measured, tokens / seconds, peak / 1e9, gigabytes)
+        rate, gigabytes = flops / seconds, None if planned is None else planned / 1e9
+        shares = rate / self.measured, rate / H100_PRODUCT, rate / self.nominal
+        return Row(what, seconds, rate / 1e12, *shares, tokens / seconds, peak / 1e9, gigabytes)
 
 
 def layers(bench: Bench, config: RunConfig, tensor: int, tokens: int, fp8: bool, packed: str = "") -> Row:
@@ -185,8 +205,8 @@ def small(config: RunConfig) -> RunConfig:
 
 
 def measure(bench: Bench, config: RunConfig, tokens: tuple[int, ...], frames: int) -> list[Row]:
-    """Every row; fp8 where the device has units for it."""
-    fp8 = bench.device.type == "cuda" and torch.cuda.get_device_capability(bench.device) >= (8, 9)
+    """Every row of the slice; fp8 where the device has units for it, and on a CPU, which computes it slowly."""
+    fp8 = bench.device.type != "cuda" or torch.cuda.get_device_capability(bench.device) >= (8, 9)
     rows = [encoder(bench, config, frames)]
     for tensor in (4, 1):
         for count in tokens:
@@ -199,30 +219,53 @@ def measure(bench: Bench, config: RunConfig, tokens: tuple[int, ...], frames: in
     return rows
 
 
+def recipe(bench: Bench, settings: tuple[str, ...], small: bool) -> tuple[list[Row], float]:
+    """The rows of `one_gpu` end to end, and which share of a step waits for its batch."""
+    bench.forget_peak()
+    found = end_to_end(
+        bench.device, (*SMALL, *settings) if small else settings, *((1, 2) if small else (WARM_UP, ROUNDS))
+    )
+    rows = [
+        bench.of(f"one_gpu, whole step, {name}", one.seconds, one.flops, one.tokens, one.planned_bytes)
+        for name, one in found.items()
+    ]
+    return rows, next(one.waited / one.seconds for one in found.values())
+
+
+def narrow_over_wide(rows: list[Row]) -> dict[str, float]:
+    """Tokens a second in fp8 over bf16, by slice."""
+    rates = {row.what: row.tokens_per_second for row in rows}
+    return {what: rates[f"{what}, fp8"] / rate for what, rate in rates.items() if f"{what}, fp8" in rates}
+
+
 def main() -> None:
     """Measure, print, and write the results of a real run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", action="store_true", help="small shapes, nothing written: shows that it runs")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=RESULTS / "gpu.json")
+    parser.add_argument("settings", nargs="*", metavar="section.field=value", help="of the recipe one_gpu")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("bench/gpu.py needs a GPU; `--small --device cpu` shows that it runs without one")
     config = recipes.find("video_30b")
     bench = Bench(torch.device(options.device), 256 if options.small else PRODUCT)
+    peaks = bench.measured, H100_PRODUCT, bench.nominal
+    told = [f"{peak / 1e12:.3g}" for peak in peaks]
+    print(f"{bench.name}: {told[0]} TFLOP/s measured here, {told[1]} by an H100, {told[2]} by the data sheet, bf16")
     sizes = ((64, 128), 2) if options.small else (TOKENS, FRAMES)
     rows = measure(bench, small(config) if options.small else config, *sizes)
-    nominal = "unknown" if bench.nominal is None else f"{bench.nominal / 1e12:.0f}"
-    print(f"{bench.name}: {bench.measured / 1e12:.3g} TFLOP/s measured, {nominal} by the data sheet, bf16")
-    for row in rows:
-        told = f"{row.what:40} {row.seconds * 1e3:9.2f} ms {row.tflops_per_second:8.3g} TFLOP/s"
-        print(f"{told}  {row.mfu_of_measured_peak:.1%} of the measured peak, {row.peak_gb:.2f} GB")
+    whole, waiting = recipe(bench, tuple(options.settings), options.small)
+    print(*rows, *whole, sep="\n")
+    ratios = narrow_over_wide(rows)
+    for what, ratio in ratios.items():
+        print(f"{what}: fp8 over bf16, tokens a second: {ratio:.2f}")
+    print(f"one_gpu: {waiting:.1%} of a step waits for its batch")
     if options.small:
         return
-    about = {"gpu": bench.name, "measured_flops_per_second": bench.measured, "nominal_flops_per_second": bench.nominal}
-    about |= {"torch": torch.__version__, "date": time.strftime("%Y-%m-%d"), "rounds": ROUNDS}
-    values = {"about": about, "rows": [asdict(row) for row in rows]}
-    options.out.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    about = dict(zip(("measured_peak", "h100_product", "data_sheet_peak"), peaks, strict=True)) | {"rounds": ROUNDS}
+    values = {"about": about, "rows": [asdict(row) for row in (*rows, *whole)], "fp8_over_bf16": ratios}
+    write(options.out, values | {"one_gpu_waits_for_data": waiting})
 
 
 if __name__ == "__main__":

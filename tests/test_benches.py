@@ -80,7 +80,11 @@ def test_the_slice_runs_without_a_gpu_and_writes_nothing() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert len(re.findall(r"six layers, TP[14] shape, \d+ tokens .* of the measured peak", done.stdout)) == 4
+    assert len(re.findall(r"of 790, \S+ of the data sheet, .* GB, planned", done.stdout)) >= 10
+    assert len(re.findall(r"fp8 over bf16, tokens a second: \d", done.stdout)) == 4
     assert "frozen encoder" in done.stdout
+    assert "790 by an H100, 989 by the data sheet" in done.stdout
+    assert len(re.findall(r"one_gpu, whole step, (batches from the loader|one kept batch) ", done.stdout)) == 2
     assert sorted((ROOT / "bench" / "results").iterdir()) == before
 
 
@@ -131,3 +135,32 @@ def test_both_sides_of_the_frames_bench_do_the_same_work(side: str, monkeypatch:
     assert point["parameters"] == pytest.approx(8_500_000, rel=0.05)
     assert point["train_seconds"] > 0
     assert point["decode_seconds"] > 0
+
+
+def readme_claims() -> dict[str, str]:
+    """What the README claims, word for word -> the row that holds it up."""
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    table = page.partition("| the README says |")[2].partition("<!-- end of claims -->")[0]
+    rows = (line.strip("| ").partition(" | ") for line in table.splitlines()[2:] if line)
+    return {claim: row for claim, _, row in rows}
+
+
+def test_no_claim_of_the_readme_lacks_a_row() -> None:
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    measured = [line.strip("| ") for line in bench("collect").table().splitlines()]
+    for claim, row in readme_claims().items():
+        section = row.removesuffix(", below")
+        held = f"\n## {section}" in page if section != row else any(line.startswith(row) for line in measured)
+        assert held, f"{claim!r}: no row {row!r}"
+
+
+def test_every_figure_of_the_readme_is_in_a_claim() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    prose = " ".join(" ".join(line for line in readme.splitlines() if not line.startswith("    ")).split())
+    for claim in readme_claims():
+        assert claim in prose, f"the README does not say {claim!r}"
+        prose = prose.replace(claim, "")
+    said = re.sub(r"`[^`]*`|\([^)]*\)", "", prose)
+    assert set(re.findall(r"(?<![\w.])\d[\d.,]*\d|(?<![\w.,])\d", said)) == {"3.11", "2.0"}, (
+        "Python's version and the licence's alone"
+    )
