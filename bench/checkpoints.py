@@ -156,11 +156,7 @@ def main() -> None:
     size = sum(tensor.nbytes for named in made_state().values() for tensor in named.values())
     for name, figures in found.items():
         print(f"{name:32} stall {figures['stall_seconds']:7.3f} s   total {figures['total_seconds']:7.3f} s")
-    ratios = {
-        "stall_over_clone": found[CLONE]["stall_over_ours"],
-        "stall_over_dcp_async": found[DCP_ASYNC]["stall_over_ours"],
-    }
-    ratios = {name: [round(1 / value, 3) for value in reversed(values)] for name, values in ratios.items()}
+    ratios = {f"stall_over_{short}": found[way]["ours_over_it"] for short, way in BESIDE.items()}
     print(", ".join(f"{name} {low:.2f} to {high:.2f}" for name, (low, _, high) in ratios.items()))
     write(options.out, {"about": {"repeats": options.repeats}, "bytes": size, **ratios, "ways": found})
 

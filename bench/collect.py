@@ -49,7 +49,9 @@ def step(found: Any) -> Iterator[Row]:
     """The training step beside transformers'."""
     for name, row in found["rows"].items():
         low, middle, high = row["times_as_fast_quartiles"]
-        what = f"decoder's training step, transformers' {name.capitalize()} over ours, equal dimensions, one thread"
+        peer, _, how = name.partition(", ")
+        what = f"decoder's training step, transformers' {peer.capitalize()} over ours, equal dimensions, one thread"
+        what += f", {how}" if how else ""
         yield what, f"{middle:.2f} ({low:.2f} to {high:.2f})", "`make bench-step`"
 
 

@@ -2,10 +2,19 @@
 
 import math
 
+import pytest
 import torch
 from torch.nn import functional
 
-from xgenvideo.objectives import IGNORED, contrastive_loss, next_token_loss, sigmoid_contrastive_loss
+from xgenvideo import objectives
+from xgenvideo.objectives import (
+    IGNORED,
+    VocabularyPart,
+    contrastive_loss,
+    next_token_loss,
+    sigmoid_contrastive_loss,
+)
+from xgenvideo.plan.memory import LOGIT_PIECES
 
 
 def unit(rows: int, seed: int) -> torch.Tensor:
@@ -23,6 +32,57 @@ def test_next_token_loss_counts_valid_targets_only() -> None:
     )
     assert count == 3
     assert math.isclose(float(total), by_hand, rel_tol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_loss_in_pieces_is_the_cross_entropy_and_so_is_its_gradient(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objectives, "PIECE_NUMBERS", 1)
+    generator = torch.Generator().manual_seed(0)
+    logits = (3 * torch.randn(3, 7, 50, dtype=torch.float64, generator=generator)).to(dtype)
+    targets = torch.randint(50, (3, 7), generator=generator)
+    targets[1, 2:5] = IGNORED
+    exact = logits.double().clone().requires_grad_()
+    expected = functional.cross_entropy(exact.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    expected.backward(torch.tensor(0.3, dtype=torch.float64))
+    leaf = logits.clone().requires_grad_()
+    total, _ = next_token_loss(leaf, targets)
+    assert total.dtype == torch.promote_types(dtype, torch.float32)
+    total.backward(torch.tensor(0.3, dtype=total.dtype))
+    assert exact.grad is not None
+    assert leaf.grad is not None
+    tolerance = {torch.float64: 1e-13, torch.float32: 1e-6, torch.bfloat16: 1e-6}[dtype]
+    torch.testing.assert_close(total.double(), expected.detach(), rtol=tolerance, atol=0)
+    torch.testing.assert_close(leaf.grad, exact.grad.to(dtype), rtol=max(tolerance, torch.finfo(dtype).eps), atol=1e-7)
+    assert leaf.grad.data_ptr() == leaf.data_ptr()
+
+
+def test_ranks_with_parts_of_the_vocabulary_have_the_loss_of_the_whole() -> None:
+    logits = torch.randn(1, 4, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    targets = torch.tensor([[0, 5, 9, IGNORED]])
+    whole = logits.clone().requires_grad_()
+    expected, _ = next_token_loss(whole, targets)
+    parts = logits.split(5, dim=-1)
+    own = torch.stack([part[0].logsumexp(-1) for part in parts])
+    most, terms = own.amax(0), torch.zeros(2, 4, dtype=torch.float64)
+
+    def remember(tensor: torch.Tensor) -> torch.Tensor:
+        return terms.add_(tensor)
+
+    # The two ranks one after the other: first what each gives to the sum, then what both get of it.
+    for number, part in enumerate(parts):
+        next_token_loss(part, targets, VocabularyPart(5 * number, lambda _: most, remember))
+    gradients = []
+    for number, part in enumerate(parts):
+        leaf = part.clone().requires_grad_()
+        total, count = next_token_loss(leaf, targets, VocabularyPart(5 * number, lambda _: most, lambda _: terms))
+        torch.testing.assert_close(total, expected.detach(), rtol=1e-13, atol=0)
+        assert count == 3
+        total.backward()
+        gradients.append(leaf.grad)
+    expected.backward()
+    torch.testing.assert_close(torch.cat(gradients, dim=-1), whole.grad, rtol=1e-12, atol=1e-15)
 
 
 def test_contrastive_loss_is_clip_when_captions_differ() -> None:
@@ -53,3 +113,7 @@ def test_sigmoid_loss_by_hand() -> None:
             score = math.e * float(video[row] @ text[column]) - bias
             total += math.log1p(math.exp(-score if row == column else score))
     assert math.isclose(float(loss), total / 3, rel_tol=1e-12)
+
+
+def test_the_planner_counts_as_many_pieces_of_the_logits() -> None:
+    assert LOGIT_PIECES == objectives.PIECES

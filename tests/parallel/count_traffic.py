@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
@@ -22,7 +23,7 @@ from xgenvideo.train.step import training_step
 
 
 class Counting(TorchDispatchMode):
-    """Counts c10d operations by name."""
+    """Counts c10d operations by name, and all operations that are dispatched by DTensor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,6 +32,7 @@ class Counting(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "c10d":
             self.seen[func.__name__.partition(".")[0]] += 1
+        self.seen["of DTensor"] += DTensor in types
         return func(*args, **(kwargs or {}))
 
 

@@ -41,4 +41,6 @@ def test_one_gather_and_one_reduction_a_parameter_group_whatever_the_microbatche
             # Beside the weights: video embeddings, text embeddings, caption groups, and the texts of the replica.
             assert seen["_allgather_base_"] == groups + 4
             assert (seen["gather_"], seen["scatter_"]) == (1, 1)
+            # With a tensor axis of one nothing is cut, and no product pays for finding out.
+            assert seen["of DTensor"] == 0
         assert often["seen"]["send"] > once["seen"]["send"]

@@ -134,14 +134,13 @@ def box_of(parameter: Tensor) -> Box:
 
 
 def total_norm(pieces: list[Piece], world: World) -> Tensor:
-    """Euclidean norm of all gradients of the model, each element counted once, in at least float32."""
-    squares = [_square(piece.local.grad) for piece in pieces if piece.owned and piece.local.grad is not None]
+    """Euclidean norm of all gradients of the model, each element counted once, in at least float32.
+
+    One kernel for the norms of many gradients, as torch's own `clip_grad_norm_` does it.
+    """
+    gradients = [piece.local.grad for piece in pieces if piece.owned and piece.local.grad is not None]
     dtype = torch.promote_types(pieces[0].local.dtype, torch.float32)
-    total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=dtype, device=world.device)
-    return world.sum(total.to(dtype)).sqrt()
-
-
-def _square(gradient: Tensor) -> Tensor:
-    wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-    norm: Tensor = torch.linalg.vector_norm(wide)
-    return norm.square()
+    if not gradients:
+        return world.sum(torch.zeros((), dtype=dtype, device=world.device)).sqrt()
+    squares = torch.stack(torch._foreach_norm(gradients, 2, dtype=dtype)).square()
+    return world.sum(squares.sum()).sqrt()

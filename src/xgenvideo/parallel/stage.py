@@ -1,10 +1,12 @@
 """A run of the decoder's blocks as one module: what a pipeline rank computes. The whole decoder is one stage."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.attention.flex_attention import BlockMask
@@ -13,7 +15,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from xgenvideo.models.decoder import CrossBlock
 from xgenvideo.models.layers import block_mask, rotary, text_mask
 from xgenvideo.models.video_lm import AtCaptionEnd, VideoLM, unit_text_embedding
-from xgenvideo.objectives import next_token_loss
+from xgenvideo.objectives import VocabularyPart, next_token_loss
 from xgenvideo.plan.pipeline import Stage
 
 _ATEN = torch.ops.aten
@@ -96,6 +98,27 @@ def keep_products() -> tuple[AbstractContextManager[Any], AbstractContextManager
     contexts: tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
     contexts = create_selective_checkpoint_contexts(list(KEPT))
     return contexts
+
+
+def own_logits(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, VocabularyPart | None]:
+    """The arguments of `next_token_loss` for logits [B T V] that may be cut over the vocabulary."""
+    if not isinstance(logits, DTensor):
+        return logits, targets, None
+    mesh = logits.device_mesh
+
+    def over_ranks(operation: dist.ReduceOp.RedOpType) -> Callable[[Tensor], Tensor]:
+        def reduce(tensor: Tensor) -> Tensor:
+            dist.all_reduce(tensor, operation, mesh.get_group())
+            return tensor
+
+        return reduce
+
+    first = mesh.get_local_rank() * -(-logits.shape[-1] // mesh.size())
+    return (
+        logits.to_local(),
+        targets,
+        VocabularyPart(first, over_ranks(dist.ReduceOp.MAX), over_ranks(dist.ReduceOp.SUM)),
+    )
 
 
 class TextStage(nn.Module):
@@ -191,8 +214,8 @@ class TextStage(nn.Module):
         self, hidden: Tensor, latents: Tensor | None, texts: Texts, embedding: Tensor | None
     ) -> Tensor | tuple[Tensor, ...]:
         if self.norm is not None and self.head is not None:
-            total, _ = next_token_loss(self.head(self.norm(hidden)), texts.targets)
-            loss = (total.full_tensor() if isinstance(total, DTensor) else total) / self.valid
+            total, _ = next_token_loss(*own_logits(self.head(self.norm(hidden)), texts.targets))
+            loss = total / self.valid
             return loss if embedding is None else (loss, embedding)
         out = [hidden]
         if self.relays:

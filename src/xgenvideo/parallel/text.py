@@ -1,12 +1,10 @@
 """The decoder's world: tensor x pipeline x ZeRO-1. The step asks it for text embeddings, then for the training pass."""
 
 import contextlib
-from collections.abc import Iterator
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor.parallel import loss_parallel
 
 from xgenvideo.parallel.pipeline import Pipeline
 from xgenvideo.parallel.shards import synchronise_after
@@ -96,7 +94,9 @@ class WholeDecoder:
         return loss
 
     def _computing(self) -> contextlib.AbstractContextManager[None]:
-        return computing(self.world, self.autocast)
+        # A new context for each pass: autocast keeps its casts of the weights, and those of a pass without gradient are
+        # useless to a pass with one.
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.autocast)
 
 
 class PipedDecoder:
@@ -109,8 +109,7 @@ class PipedDecoder:
     def embed(self, texts: Texts, latents: Tensor | None) -> Tensor:
         """As `TextWorld.embed`: a pass without gradient through the lower half alone."""
         self._feed(texts, latents)
-        with computing(self.world, autocast=False):
-            made = self.pipeline.embed()
+        made = self.pipeline.embed()
         return self._home(made, texts)
 
     def _feed(self, texts: Texts, latents: Tensor | None) -> None:
@@ -134,8 +133,7 @@ class PipedDecoder:
         self._feed(texts, latents)
         for stage in self.pipeline.stages:
             stage.valid = torch.ones((), device=self.world.device)
-        with computing(self.world, autocast=False):
-            made, total = self.pipeline.read()
+        made, total = self.pipeline.read()
         for stage in self.pipeline.stages:
             stage.feeds = []
         return self._home(made, texts), total
@@ -148,21 +146,8 @@ class PipedDecoder:
             feed.pull = part
         for stage in stages:
             stage.valid = valid
-        with computing(self.world, autocast=False):
-            loss = self.pipeline.run()
+        loss = self.pipeline.run()
         gradients = [feed.latents.grad for feed in feeds if feed.latents is not None]
         for stage in stages:
             stage.feeds = []
         return loss, torch.cat([part for part in gradients if part is not None]) if gradients else None
-
-
-@contextlib.contextmanager
-def computing(world: World, autocast: bool) -> Iterator[None]:
-    """Around every pass of the decoder: losses over a cut vocabulary, and bf16 matrices over fp32 masters."""
-    with contextlib.ExitStack() as stack:
-        if world.layout.tensor > 1:
-            stack.enter_context(loss_parallel())
-        # A new context for each pass: autocast keeps its casts of the weights, and those of a pass without gradient
-        # are useless to a pass with one.
-        stack.enter_context(torch.autocast(world.device.type, torch.bfloat16, enabled=autocast))
-        yield

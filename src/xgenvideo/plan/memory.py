@@ -23,6 +23,7 @@ FRAGMENTATION = 0.05  # assumption: what the caching allocator holds beyond what
 GRADIENT_BYTES = 4
 MOMENTS_BYTES = 8
 MASTER_BYTES = 4
+LOGIT_PIECES = 8
 HALF_KEPT = 0.38  # as in textmemory.py, where published sizes say so
 
 
@@ -174,11 +175,13 @@ def _decoder_activation_bytes(
 
 
 def _buffer_bytes(config: RunConfig, text_tokens: int, chunks: tuple[Stage, ...]) -> float:
-    """Logits on the last stage (working, fp32 and their gradient); the pipeline's messages: hidden states, latents."""
+    """Logits on the last stage, whose gradient is written over them, and two pieces of them in fp32 (objectives.py);
+    the pipeline's messages: hidden states, latents.
+    """
     model, layout, size = config.model, config.layout, compute_bytes(config)
     logits = 0.0
     if any(stage.head for stage in chunks):
-        logits = text_tokens * model.decoder.vocab / layout.tensor * (size + 4 + 4)
+        logits = text_tokens * model.decoder.vocab / layout.tensor * (size + 2 * 4 / LOGIT_PIECES)
     message = size * message_numbers(model.decoder, text_tokens, model.resampler.queries * model.resampler.width)
     messages = 0 if layout.pipeline == 1 else 4 * message  # in and out, forward and backward
     return float(layout.microbatch_pairs * (logits + messages))

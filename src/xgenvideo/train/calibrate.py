@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from xgenvideo.errors import ConfigError
+from xgenvideo.objectives import next_token_loss
 from xgenvideo.parallel.calibrate import measure_links
 from xgenvideo.plan.calibration import Calibration, Product
 
@@ -197,7 +198,7 @@ def loss_seconds(clock: Clock, device: torch.device) -> float:
     """Forward and backward of the cross-entropy, for one logit."""
     logits = _random(device, 2048, 1024, grad=True)
     targets = torch.zeros(2048, dtype=torch.long, device=device)
-    return _with_backward(clock, lambda: functional.cross_entropy(logits.float(), targets), logits) / logits.numel()
+    return _with_backward(clock, lambda: next_token_loss(logits[None], targets[None])[0], logits) / logits.numel()
 
 
 def optimizer_seconds(clock: Clock, device: torch.device) -> float:
