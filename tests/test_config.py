@@ -57,6 +57,8 @@ def test_overrides_are_typed() -> None:
         ("model.vision.patch=7", "model.vision.patch", "must divide"),
         ("model.vision.weights=builtin:huge", "model.vision.weights", "builtin:tiny"),
         ("train.global_batch_pairs=33", "train.global_batch_pairs", "multiple"),
+        ("layout.data=5", "train.global_batch_pairs", "multiple"),
+        ("layout.data=4", "train.global_batch_pairs", "or set layout.microbatch_pairs=8"),
         ("data.frames=65", "data.frames", "frame_slots"),
         ("optimizer.beta2=1.0", "optimizer.beta2", "[0, 1)"),
         ("optimizer.lr=NaN", "optimizer.lr", "positive"),

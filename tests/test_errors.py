@@ -72,6 +72,7 @@ def test_plain_errors_cross_process_borders(error: XGenVideoError) -> None:
     [
         ("recipe", "tny", ("tiny", "one_gpu"), "tiny"),
         ("train.stepz", "3", ("seed", "steps"), "steps"),
+        ("curate.stepz", "language", ("language", "steps"), "steps"),
         ("curate.min_align_scor", 3.0, ("fps", "min_align_score"), "min_align_score"),
     ],
 )

@@ -29,7 +29,7 @@ class ConfigError(XGenVideoError):
         self.setting, self.value, self.rule, self.choices = setting, value, rule, tuple(choices)
         text = f"{setting} = {value!r}: {rule}."
         names = [choice for choice in self.choices if isinstance(choice, str)]
-        meant = get_close_matches(str(value), names, 1) or get_close_matches(setting.rpartition(".")[2], names, 1, 0.8)
+        meant = get_close_matches(setting.rpartition(".")[2], names, 1, 0.8) or get_close_matches(str(value), names, 1)
         if meant:
             text += f" Did you mean {meant[0]}?"
         if self.choices:

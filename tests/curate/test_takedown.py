@@ -164,3 +164,28 @@ def test_what_cannot_be_forgotten_is_refused(curated: Path, capsys: pytest.Captu
         forget(curated, source)
     with pytest.raises(DataError, match="remove the folder itself"):
         forget(curated, "fourth")
+
+
+def test_features_of_the_old_dataset_go_and_what_is_none_of_it_is_not_thrown_away(curated: Path) -> None:
+    fingerprint = open_dataset(curated).fingerprint
+    features = curated.with_name("out.features")
+    old, other = (features / f"features-3-{'a' * 16}-{name[:16]}-32-1-bf16" for name in (fingerprint, "b" * 16))
+    for folder in (old, other):
+        folder.mkdir(parents=True)
+    (curated / "checkpoints").mkdir()
+    with pytest.raises(DataError, match=r"no part of the dataset \(checkpoints\).*move that elsewhere first"):
+        forget(curated, "taken")
+    assert open_dataset(curated).fingerprint == fingerprint
+    (curated / "checkpoints").rmdir()
+    forget(curated, "taken")
+    assert (old.exists(), other.exists()) == (False, True)
+
+
+def test_a_curation_that_keeps_nothing_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a.mp4").write_bytes(b"not a video at all" * 20)
+    (tmp_path / "raw" / "pairs.jsonl").write_bytes(line("a", "a.mp4"))
+    assert main(["curate", str(tmp_path / "raw"), "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr()
+    assert json.loads(said.out)["dropped"] == {"not_a_video": 1}
+    assert "nothing was kept" in said.err

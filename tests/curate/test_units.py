@@ -156,3 +156,19 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     make_raw(tmp_path / "raw", [1])
     with pytest.raises(MissingExtra, match=r"xgenvideo\[safety\]"):
         curate(tmp_path / "raw", tmp_path / "out", SETTINGS)
+
+
+def test_a_full_disk_is_no_verdict_on_a_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_raw(tmp_path / "raw", [1, 2, 3])
+    settings = CurateSettings(steps=(), vocabulary=300, workers=1, min_seconds=0.5)
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "sitecustomize.py").write_text(
+        "import errno, os\ndef full(file):\n    raise OSError(errno.ENOSPC, 'No space left')\nos.fsync = full\n"
+    )
+    with monkeypatch.context() as patched:
+        patched.syspath_prepend(str(tmp_path / "packages"))
+        with pytest.raises(DataError, match=r"No space left.*run again"):
+            curate(tmp_path / "raw", tmp_path / "out", settings)
+    assert not (tmp_path / "out").exists()
+    summary = curate(tmp_path / "raw", tmp_path / "out", settings)
+    assert (summary.pairs_kept, summary.dropped) == (3, {})

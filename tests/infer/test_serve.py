@@ -3,6 +3,7 @@
 import base64
 import json
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from xgenvideo.infer.generate import generate
 from xgenvideo.infer.moments import moments
 from xgenvideo.infer.release import Release
 from xgenvideo.infer.search import search
-from xgenvideo.infer.serve import read_token, serve
+from xgenvideo.infer.serve import check_port, read_token, serve
 from xgenvideo.infer.serving.limits import Limits, limits_from
 from xgenvideo.infer.serving.sources import Places
 
@@ -366,3 +367,11 @@ def test_limits_are_settings_and_documented() -> None:
     ):
         with pytest.raises(ConfigError, match=expected):
             limits_from([wrong])
+
+
+def test_a_port_that_is_taken_is_refused_in_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=r"--port = .*cannot be taken on 127\.0\.0\.1 .*give another"):
+            check_port("127.0.0.1", port)
+    check_port("127.0.0.1", 0)

@@ -238,3 +238,11 @@ def test_the_model_of_a_run_is_the_trained_one(run_config: RunConfig, tmp_path: 
     assert own.keys() == saved.keys()
     assert all(torch.equal(own[name], saved[name]) for name in own)
     assert found.tokenizer.size <= run_config.model.decoder.vocab
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "pairs.jsonl", "release.json"])
+def test_a_folder_of_something_else_is_no_run(small_config: RunConfig, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(TrainError, match=f"it holds {name}; give a new or empty folder"):
+        train(small_config, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]

@@ -97,7 +97,10 @@ def curate(parsed: argparse.Namespace) -> None:
             part = Part.parse(parsed.part)
             _print_json(curate_part(source, out, part, settings, Milestones(_note), videos, work).to_dict())
         else:
-            _print_json(curate_folder(source, out, settings, Milestones(_note), videos, work).to_dict())
+            summary = curate_folder(source, out, settings, Milestones(_note), videos, work)
+            _print_json(summary.to_dict())
+            if not summary.pairs_kept:
+                raise DataError(f"{out}: nothing was kept, so there is no dataset; audit.jsonl and report.html say why")
 
 
 def trace(parsed: argparse.Namespace) -> None:
@@ -181,6 +184,8 @@ def evaluate(parsed: argparse.Namespace) -> None:
         return
     if not parsed.data:
         raise ConfigError("--data", None, "must name a dataset, or --benchmark a public benchmark")
+    if parsed.out:
+        raise ConfigError("--out", parsed.out, "belongs to --benchmark; --json prints the figures of a dataset")
     from xgenvideo.data.dataset import open_dataset
     from xgenvideo.evaluate.provenance import command_line
     from xgenvideo.evaluate.run import evaluate as measure
@@ -194,7 +199,9 @@ def evaluate(parsed: argparse.Namespace) -> None:
         _print_json(figures)
     else:
         print(table(figures))
-    if not (folder / "release.json").is_file():
+    if parsed.split == "train":
+        _note("figures of the clips that a model has learnt from are printed, and kept for no model card")
+    elif not (folder / "release.json").is_file():
         _write_evaluation(folder, figures)
     if parsed.needle:
         _needle(folder, Path(parsed.needle))
@@ -298,7 +305,7 @@ def search(parsed: argparse.Namespace) -> None:
 def serve(parsed: argparse.Namespace) -> None:
     """Answer over HTTP until interrupted."""
     from xgenvideo.infer.release import load_release
-    from xgenvideo.infer.serve import check_host, read_token
+    from xgenvideo.infer.serve import check_host, check_port, read_token
     from xgenvideo.infer.serve import serve as serve_release
     from xgenvideo.infer.serving.limits import limits_from
     from xgenvideo.infer.serving.sources import Places
@@ -308,6 +315,7 @@ def serve(parsed: argparse.Namespace) -> None:
         raise ConfigError("--port", parsed.port, f"must be from 0 (any that is free) to {MOST_PORT}")
     token = read_token(Path(parsed.token_file) if parsed.token_file else None)
     check_host(parsed.host, token)
+    check_port(parsed.host, parsed.port)
     folders, index = ([Path(name)] if name else [] for name in (parsed.allow, parsed.index))
     for folder in (*folders, *index):
         if not folder.is_dir():

@@ -1,6 +1,7 @@
 """The rules of a config: one `check`, which names the setting, its value, the rule and the valid choices."""
 
 import dataclasses
+import math
 from collections.abc import Iterable
 
 from xgenvideo.config.sections import (
@@ -140,6 +141,8 @@ def _check_layout(config: RunConfig) -> None:
     _rule(layout.data_parallel in kinds, "layout.data_parallel", layout.data_parallel, "no such way", kinds)
     replica = layout.data * layout.microbatch_pairs
     rule = f"must be a multiple of layout.data x layout.microbatch_pairs = {replica}"
+    if pairs % layout.data == 0:
+        rule += f"; or set layout.microbatch_pairs={math.gcd(layout.microbatch_pairs, pairs // layout.data)}"
     near = sorted({max(replica, pairs // replica * replica), -(-pairs // replica) * replica})
     _rule(pairs % replica == 0, "train.global_batch_pairs", pairs, rule, near)
 

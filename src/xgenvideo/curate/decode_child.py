@@ -23,7 +23,7 @@ from xgenvideo.curate.picture import measure_picture, without_bars
 from xgenvideo.curate.shots import HEIGHT, WIDTH
 from xgenvideo.curate.text_overlay import suspect_text
 from xgenvideo.curate.watermark import measure_marks
-from xgenvideo.data.confined import confine
+from xgenvideo.data.confined import UNWRITABLE, confine
 from xgenvideo.data.video import Probe, probe_and_sample
 from xgenvideo.errors import MediaError
 from xgenvideo.records import SampledVideo
@@ -104,6 +104,10 @@ def main() -> None:
         signal.setitimer(signal.ITIMER_REAL, job["seconds"])
         try:
             answer = (scan_job if "max_seconds" in job else decode_job)(job)
+        except OSError as error:
+            unwritable = error.errno in UNWRITABLE
+            detail = f"{type(error).__name__}: {error}"[:300]
+            answer = {"unwritable": str(error)} if unwritable else {"reason": "decode_failed", "detail": detail}
         except MemoryError:
             answer = {"reason": "too_large", "detail": "more memory than a decoder may use"}
         except Exception as error:  # a bug met by one file is reported for it, and the run goes on

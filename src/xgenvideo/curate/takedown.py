@@ -21,6 +21,7 @@ from xgenvideo.errors import DataError
 from xgenvideo.records import Sample
 
 AUDIT, SUMMARY, TOKENIZER, RECORD = "audit.jsonl", "curation.json", "tokenizer.json", "forgotten.jsonl"
+FEATURES = ".features"  # behind a dataset's name: where training keeps features of the frozen encoder
 RENAME_EXCHANGE = 2
 AT_FDCWD = -100
 
@@ -70,9 +71,9 @@ def forget(folder: Path, source: str) -> Forgotten:
     """Write the dataset again without anything that came from `source`, and exchange it for the old one in one step.
 
     Removed with it: the audit's text and scores of its inputs (their lines stay, with the reason "forgotten"), report
-    pages, which show pictures, its decoded clips and scores in the work folder, and all that killed runs left there
-    and beside the dataset: none may be at work. Features cached elsewhere are named by the fingerprint, which changes.
-    Models trained before are not touched, nor is the vocabulary.
+    pages, which show pictures, its decoded clips and scores in the work folder, features cached beside the dataset, and
+    all that killed runs left there: none may be at work. Features cached elsewhere are named by the fingerprint, which
+    changes; runs on the old dataset cannot go on. Models trained before are not touched, nor is the vocabulary.
 
     Killed before the exchange, the dataset is the old one; after it, run again to remove what is left over.
     Raises DataError for a source that is not there, or that is all there is.
@@ -84,6 +85,7 @@ def forget(folder: Path, source: str) -> Forgotten:
     rows = [row for split in dataset.counts for row in dataset.rows(split) if row.source == source]
     if not theirs and not rows:
         raise DataError(f"{folder}: nothing came from the source {source!r}; `xgv trace` tells a sample's source")
+    _check_files(folder)
     keys = tuple(row.key for row in rows)
     if len(keys) == len(dataset):
         raise DataError(f"{folder}: all of its {len(keys)} samples came from {source!r}; remove the folder itself")
@@ -99,7 +101,21 @@ def forget(folder: Path, source: str) -> Forgotten:
     _write_beside(folder, fresh, done)
     _exchange(fresh, folder)
     shutil.rmtree(fresh)
+    for features in folder.with_name(folder.name + FEATURES).glob(f"features-*-{dataset.fingerprint[:16]}-*"):
+        shutil.rmtree(features)
     return done
+
+
+def _check_files(folder: Path) -> None:
+    """Refuse a dataset's folder that holds something else: it would go with the old one."""
+    ours = {AUDIT, SUMMARY, TOKENIZER, RECORD, "report.html", "dataset.json", "manifest.parquet"}
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("index-"))
+    others = [name for name in names if name not in ours and not name.endswith((".tar", ".part"))]
+    if others:
+        raise DataError(
+            f"{folder}: holds what is no part of the dataset ({', '.join(others[:5])}), and a takedown exchanges the "
+            "whole folder; move that elsewhere first"
+        )
 
 
 def _work(folder: Path) -> Path:

@@ -15,6 +15,8 @@ from xgenvideo.curate.inputs import Item
 from xgenvideo.curate.stages import TRANSIENT, Workplace
 from xgenvideo.curate.steps import OF_CLIPS, judge
 from xgenvideo.curate.units import Job
+from xgenvideo.curate.workers import unwritable
+from xgenvideo.data.confined import UNWRITABLE
 from xgenvideo.errors import XGenVideoError
 
 PR_SET_PDEATHSIG = 1
@@ -83,6 +85,9 @@ def main() -> None:
         tell(work_unit(job, tell))
     except XGenVideoError as error:
         tell(error_of(error))
+    except OSError as error:
+        full = error.errno in UNWRITABLE
+        tell(error_of(unwritable(error)) if full else {"crash": f"{type(error).__name__}: {error}"[:300]})
     except Exception as error:  # a bug that one input meets, or the memory limit: found by halving, like a crash
         tell({"crash": f"{type(error).__name__}: {error}"[:300]})
 

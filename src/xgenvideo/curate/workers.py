@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from xgenvideo.data.confined import start_child
+from xgenvideo.errors import DataError
 
 GRACE_SECONDS = 5.0
 
@@ -89,6 +90,8 @@ class DecodePool:
         name, child.job = str(child.job), None
         if line.endswith(b"\n"):
             answer: dict[str, Any] = json.loads(line)
+            if "unwritable" in answer:
+                raise unwritable(answer["unwritable"])
             return name, answer
         code = child.process.wait()
         self._replace(child)
@@ -107,3 +110,8 @@ class DecodePool:
         self._stop(child)
         self.restarts += 1
         self._children[self._children.index(child)] = self._start()
+
+
+def unwritable(why: object) -> DataError:
+    """What is raised where the work folder's disk is full: never a verdict on an input."""
+    return DataError(f"the work folder cannot be written ({why}); mend that and run again: what is done stays")

@@ -2,6 +2,7 @@
 file. A child reads jobs as JSON lines and answers on a channel that no library prints to.
 """
 
+import errno
 import os
 import resource
 import signal
@@ -15,6 +16,7 @@ import numpy as np
 
 SECRETS = ("XGV_TOKEN",)
 OPEN_FILES = 64
+UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})  # the disk's fault, and not the input's
 
 
 def start_child(module: str, memory_mb: int) -> subprocess.Popen[bytes]:

@@ -4,6 +4,7 @@ Without a token it listens on loopback only and refuses requests that a web page
 """
 
 import os
+import socket
 from pathlib import Path
 
 from xgenvideo.errors import ConfigError, MissingExtra
@@ -50,6 +51,15 @@ def check_host(host: str, token: str | None) -> None:
     """Raises ConfigError for a host beyond loopback without a token."""
     if host not in LOOPBACK and token is None:
         raise ConfigError("host", host, f"beyond loopback a token is needed: --token-file FILE or {TOKEN}", LOOPBACK)
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises ConfigError for a port that another process has, or that this one may not take."""
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except OSError as error:
+        raise ConfigError("--port", port, f"cannot be taken on {host} ({error.strerror}); give another") from error
 
 
 def read_token(file: Path | None) -> str | None:

@@ -46,6 +46,7 @@ from xgenvideo.train.stop import STOPPED, StopSignals
 MOST_SKIPPED_IN_A_ROW = 10
 FEATURES = ".features"
 MACHINE = "machine.json"
+NO_RUN = ("dataset.json", "pairs.jsonl", "release.json")  # of datasets, raw clips and releases
 # Read by cuBLAS when it starts: without it matrix products of an NVIDIA GPU need not be the same twice (torch's notes
 # on reproducibility).
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
@@ -98,6 +99,7 @@ def train(config: RunConfig, out: Path, quiet: bool = False) -> TrainSummary:
     with machine_settings(config), contextlib.ExitStack() as stack:
         world = join_world(config.layout, config.train.startup_timeout_seconds, config.train.step_timeout_seconds)
         stack.callback(leave_world)
+        check_out(out)
         lease = stack.enter_context(take_lease(out)) if world.rank == 0 else None
         quiet = quiet or world.rank != 0
         training = build(config, world, quiet)
@@ -148,6 +150,13 @@ def layout_text(world: World) -> str:
     if world.size == 1:
         return str(world.device)
     return f"{world.size} ranks: tensor {layout.tensor} x pipeline {layout.pipeline} x data {layout.data}"
+
+
+def check_out(out: Path) -> None:
+    """Refuse a folder that is something else than a run: the files of both would lie in one. Raises TrainError."""
+    found = next((name for name in NO_RUN if (out / name).exists()), None)
+    if found is not None:
+        raise TrainError(f"--out {out}: is no folder of a run, it holds {found}; give a new or empty folder")
 
 
 def build_features(config: RunConfig, dataset: Dataset, engine: Engine, world: World, quiet: bool) -> FeatureCache:
