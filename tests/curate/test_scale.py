@@ -38,7 +38,9 @@ def scale() -> ModuleType:
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.syspath_prepend(str(BENCH.parent))  # what the benches share
+        specification.loader.exec_module(module)
     return module
 
 

@@ -1,16 +1,23 @@
 """Each step's judgement on pictures and captions drawn for it."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
 
 from tests.curate.conftest import duplicates_among
+from xgenvideo.curate.clips import Clip
 from xgenvideo.curate.colours import colour_shares, grounding, named_colours
-from xgenvideo.curate.duplicates import Fingerprint, fingerprint, likeness
+from xgenvideo.curate.duplicates import Fingerprint, Sketches, find_duplicates, fingerprint, likeness
 from xgenvideo.curate.language import LanguageDetector, judge_language
 from xgenvideo.curate.motion import judge_motion, measure_motion
 from xgenvideo.curate.settings import CurateSettings, Decision
 from xgenvideo.curate.text_overlay import Box, TextReader, judge_text, suspect_text
+from xgenvideo.data.generate import make_twins
+from xgenvideo.data.generate.render import FPS, draw_frames
+from xgenvideo.data.generate.story import COLOURS, SHAPES, Thing
+from xgenvideo.records import SampledVideo
 
 SETTINGS = CurateSettings()
 
@@ -187,3 +194,35 @@ def test_language(caption: str, reason: str | None) -> None:
 def test_a_decision_keeps_without_a_reason() -> None:
     assert Decision("motion").keep
     assert not Decision("motion", "still").keep
+
+
+def test_a_close_look_tells_a_thing_of_another_shape_or_colour_from_a_copy() -> None:
+    scene, _ = make_twins(31, 2)
+    thing = next(place.thing for state in scene.states for place in state)
+    shape = next(name for name in SHAPES if name != thing.shape)
+    used = {place.thing.colour for state in scene.states for place in state}
+    colour = next(name for name in COLOURS if name not in used)
+
+    def film(other: Thing = thing, cut: int = 0, quality: int = 90) -> Clip:
+        states = [tuple(replace(p, thing=other) if p.thing == thing else p for p in state) for state in scene.states]
+        frames = np.stack(list(draw_frames(replace(scene, states=tuple(states))))[:: FPS // 2])
+        shown = np.ascontiguousarray(frames[:, cut : len(frames[0]) - cut, cut : len(frames[0]) - cut])
+        count = len(shown)
+        return Clip.from_sampled(SampledVideo(shown, np.arange(count) / 2, np.arange(count), count / 2), quality)
+
+    own = film()
+    others = {
+        "compressed": film(quality=40),
+        "cropped": film(cut=12),
+        "another shape": film(replace(thing, shape=shape)),
+        "another colour": film(replace(thing, colour=colour)),
+    }
+
+    def same(other: Clip, closely: bool) -> bool:
+        clips = [own, other]
+        prints = [fingerprint(c.thumbs, c.pts, len(c.pts) / 2, (0, rank)) for rank, c in enumerate(clips)]
+        read_clip = clips.__getitem__ if closely else None
+        return bool(find_duplicates(Sketches.of(prints), prints.__getitem__, SETTINGS, read_clip))
+
+    assert {name for name, clip in others.items() if same(clip, closely=True)} == {"compressed", "cropped"}
+    assert same(others["another shape"], closely=False), "thumbnails alone tell these apart: nothing is tested"

@@ -13,7 +13,7 @@ import numpy as np
 
 from xgenvideo.curate.balance import count_concepts, judge_concepts, read_concepts
 from xgenvideo.curate.captions import Crowds, judge_template
-from xgenvideo.curate.clips import read_thumbs
+from xgenvideo.curate.clips import Clip, read_thumbs
 from xgenvideo.curate.duplicates import SKETCH, Fingerprint, Sketches, find_duplicates, fingerprint
 from xgenvideo.curate.inputs import SKETCHED, Inputs, Item
 from xgenvideo.curate.settings import Decision
@@ -47,7 +47,7 @@ def judge_duplicates(inputs: Inputs, work: Workplace) -> None:
     with _Clips(work) as clips:
         for item in _kept(inputs):
             clips.add(item)
-        found = find_duplicates(clips.sketches(), clips.read, work.settings)
+        found = find_duplicates(clips.sketches(), clips.read, work.settings, clips.read_clip)
     stay = {kept for kept, _ in found.values()}
     names = {place: item.entry.name for place, item in enumerate(_kept(inputs)) if place in stay} if stay else {}
     for place, item in enumerate(_change_kept(inputs)):
@@ -95,10 +95,16 @@ class _Clips:
         ranks = np.stack([-np.array(self._sides, np.int64), np.arange(count)], axis=1)
         return Sketches(records, np.array(self._seconds), ranks)
 
+    def _content(self, place: int) -> str:
+        return self._contents[place * CONTENT : (place + 1) * CONTENT].hex()
+
+    def read_clip(self, place: int) -> Clip:
+        """The decoded clip of one."""
+        return self._work.read_clip(self._content(place))
+
     def read(self, place: int) -> Fingerprint:
         """The fingerprint of one."""
-        content = self._contents[place * CONTENT : (place + 1) * CONTENT].hex()
-        thumbs, pts = read_thumbs(self._work.clip_path(content))
+        thumbs, pts = read_thumbs(self._work.clip_path(self._content(place)))
         return fingerprint(thumbs, pts, self._seconds[place], (-self._sides[place], place))
 
 

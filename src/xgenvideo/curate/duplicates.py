@@ -3,7 +3,8 @@ clip and its reversed or reordered twin, or one whose events lie closer together
 
 Candidates come from signatures of what a clip looks like on the whole and of what moves in it (`neighbours.py`), so the
 cost does not grow with the square of the clips. Every candidate is verified moment by moment, under the crop
-that fits best; the worst moments decide, because a twin differs for a part of the time only.
+that fits best; the worst moments decide, because a twin differs for a part of the time only. What then passes is looked
+at closely where the frames are at hand (`close_look.py`): thumbnails do not tell shapes apart.
 """
 
 import math
@@ -17,6 +18,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from xgenvideo.curate.clips import Clip
+from xgenvideo.curate.close_look import Film, look_closely
 from xgenvideo.curate.neighbours import (
     KINDS,
     LENGTH_SECONDS,
@@ -32,6 +35,7 @@ GRID = 16
 MOMENTS = 32  # at most, spread over the clip
 LOOK_WORDS = 3  # of signs of the look under each window, by which most candidates go without their files being read
 READ = 1024  # fingerprints held while candidates are verified, 60 KB each
+FILMS = 64  # films held while candidates are looked at closely, 0.8 MB each at most
 STILL_LEVELS = 0.5  # of 255, over what encoding leaves in a picture of 16 x 16
 # Windows of the picture that a copy may show: left, top and side, as fractions. A tenth cut off, from any sides.
 WINDOWS = ((0.0, 0.0, 1.0), *((0.05 * x, 0.05 * y, 0.9) for x, y in product(range(3), range(3))))
@@ -158,12 +162,20 @@ def likeness(one: Fingerprint, two: Fingerprint) -> float:
     """Up to 1: how alike the worst moments and the grounds are; 0 when the lengths or the mean pictures differ."""
     if abs(one.seconds - two.seconds) > LENGTH_SHARE * max(one.seconds, two.seconds) + LENGTH_SECONDS:
         return 0.0
-    forth, back = one.looks @ two.looks[0], two.looks @ one.looks[0]
-    if max(forth.max(), back.max()) < MIN_LOOK * min(one.steadiness, two.steadiness):
+    swapped, window, look = _best_window(one, two)
+    if look < MIN_LOOK * min(one.steadiness, two.steadiness):
         return 0.0
-    if back.max() > forth.max():
-        one, two, forth = two, one, back
-    return _verify(_window(one.thumbs.astype(np.float32), int(forth.argmax())), one, two)
+    if swapped:
+        one, two = two, one
+    return _verify(_window(one.thumbs.astype(np.float32), window), one, two)
+
+
+def _best_window(one: Fingerprint, two: Fingerprint) -> tuple[bool, int, float]:
+    """(whether `one` is the part of `two`, and not the reverse; the number of the window; the looks' correlation)."""
+    forth, back = one.looks @ two.looks[0], two.looks @ one.looks[0]
+    swapped = bool(back.max() > forth.max())
+    best = back if swapped else forth
+    return swapped, int(best.argmax()), float(best.max())
 
 
 def _verify(first: Pictures, one: Fingerprint, two: Fingerprint) -> float:
@@ -222,16 +234,31 @@ def _changes(x: Pictures) -> Pictures:
 
 
 def find_duplicates(
-    sketches: Sketches, read: Callable[[int], Fingerprint], settings: CurateSettings
+    sketches: Sketches,
+    read: Callable[[int], Fingerprint],
+    settings: CurateSettings,
+    read_clip: Callable[[int], Clip] | None = None,
 ) -> dict[int, tuple[int, float]]:
     """For each clip to drop: the clip kept in its place, and how alike they are. Clips are named by their places.
 
-    `read` is asked for the fingerprints of clips that look alike, which may be read from files.
+    `read` is asked for the fingerprints of clips that look alike, which may be read from files; `read_clip`, where
+    there is one, for the frames of the few whose fingerprints are alike, which are then looked at closely.
     """
     order = np.lexsort((sketches.ranks[:, 1], sketches.ranks[:, 0]))
     near = find_neighbours(sketches.records["signature"][order], sketches.seconds[order])
     best: dict[int, tuple[int, float]] = {}
     read = lru_cache(READ)(read)
+
+    @lru_cache(FILMS)
+    def film(place: int) -> Film:
+        assert read_clip is not None, "no frames to look at"
+        return Film.of(read_clip(place), read(place).seconds)
+
+    def same_closely(later: int, kept: int) -> bool:
+        swapped, window, _ = _best_window(read(later), read(kept))
+        first, second = (kept, later) if swapped else (later, kept)
+        return look_closely(film(first), film(second), WINDOWS[window])
+
     for number in np.flatnonzero(near[:, 0] >= 0).tolist():
         later = int(order[number])
         earlier = order[near[number][near[number] >= 0]].tolist()
@@ -239,7 +266,7 @@ def find_duplicates(
         stay = {best.get(place, (place,))[0] for place in earlier}
         for kept in sorted(stay, key=lambda place: tuple(sketches.ranks[place])):
             alike = likeness(read(later), read(kept)) if sketches.may_look_alike(later, kept) else 0.0
-            if alike >= settings.min_duplicate_likeness:
+            if alike >= settings.min_duplicate_likeness and (read_clip is None or same_closely(later, kept)):
                 best[later] = (kept, round(alike, 4))
                 break
     return best
