@@ -130,11 +130,14 @@ def measured(choice: Choice, seed: int, config: RunConfig, dataset: Dataset, fol
 def collect(out: Path, recipe: RunConfig, dataset: Dataset, frames: float) -> dict[str, Any]:
     """Every result of the work folder, a row a choice, with mean and range over the seeds that are there.
 
-    A choice without a run in the folder keeps its row of the results that are there, if the clips are the same.
+    A choice without a run in the folder keeps its row of the results that are there, if as many clips were held out;
+    each row says which data its runs had.
     """
     data = f"{FULL.clips} generated clips of seed {FULL.seed}, curated: {dataset.counts}"
     earlier = json.loads(RESULTS.read_text("utf-8")) if RESULTS.is_file() else {"about": {}, "rows": []}
-    kept = {row["choice"]: row for row in earlier["rows"]} if earlier["about"].get("data") == data else {}
+    chance = {"temporal_qa": 0.5, "twin_choice": 0.5, "retrieval_t2v_r1": found_chance(out)}
+    same = earlier["about"].get("chance") == chance
+    kept = {row["choice"]: {"data": earlier["about"]["data"]} | row for row in earlier["rows"]} if same else {}
     rows = []
     for choice in (*CHOICES, *LARGE):
         found = [json.loads(path.read_text("utf-8")) for path in sorted(out.glob(f"{choice.name}-seed*.json"))]
@@ -143,6 +146,7 @@ def collect(out: Path, recipe: RunConfig, dataset: Dataset, frames: float) -> di
             continue
         config = override(override(recipe, list(choice.settings)), [f"train.steps={found[0]['steps']}"])
         row: dict[str, Any] = {"choice": choice.name, "title": choice.title, "settings": list(choice.settings)}
+        row["data"] = data
         row |= {"steps": found[0]["steps"], "seeds": len(found), "training_flops": run_flops(config, frames)}
         row |= {"commits": sorted({one["commit"] for one in found})}
         row |= {"trained_parameters": found[0]["trained_parameters"]}
@@ -153,7 +157,7 @@ def collect(out: Path, recipe: RunConfig, dataset: Dataset, frames: float) -> di
     about = {
         "data": data,
         "frames_a_clip": frames,
-        "chance": {"temporal_qa": 0.5, "twin_choice": 0.5, "retrieval_t2v_r1": found_chance(out)},
+        "chance": chance,
     }
     return {"about": about, "rows": rows}
 

@@ -31,7 +31,7 @@ def one_gpu() -> RunConfig:
             ),
             embedding=768,
         ),
-        layout=LayoutConfig(microbatch_pairs=8),  # 35 GB by the planner
+        layout=LayoutConfig(microbatch_pairs=8),  # 34 GB by the planner
         data=DataConfig(frames=64, fps=2.0, text_tokens=512),
         train=TrainConfig(steps=20_000, global_batch_pairs=64, precision="bf16", save_every_steps=1000),
     )
