@@ -23,13 +23,18 @@ def main(missing: int, seconds: float) -> None:
     try:
         world = join_world(LayoutConfig(data=3), startup_seconds=seconds, step_seconds=STEP_SECONDS)
     except XGenVideoError as error:
-        print(f"told by rank {os.environ['RANK']}: {error}", file=sys.stderr, flush=True)
+        tell(str(error))
         sys.exit(error.exit_code)
     world.wait()
     assert world.groups is not None
     waits = {name: patience(group) for name, group in vars(world.groups).items() if not isinstance(group, DeviceMesh)}
-    print(f"told by rank {os.environ['RANK']}: {json.dumps(waits)}", file=sys.stderr, flush=True)
+    tell(json.dumps(waits))
     leave_world()
+
+
+def tell(text: str) -> None:
+    """One line in one write: torchrun starts ranks unbuffered, where `print` writes the line's end apart."""
+    sys.stderr.write(f"told by rank {os.environ['RANK']}: {text}\n")
 
 
 def patience(group: dist.ProcessGroup) -> float:

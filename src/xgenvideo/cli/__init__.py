@@ -27,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A wrong setting is wrong on every rank: one tells. Anything else may be one rank's trouble.
         if rank == 0 or not isinstance(error, ConfigError):
             who = f"rank {rank}: " if rank else ""
-            print(f"xgv {parsed.verb}: {who}{' '.join(str(error).split())}", file=sys.stderr)
+            # One write: ranks share a terminal, and `print` of an unbuffered process writes the line's end apart.
+            sys.stderr.write(f"xgv {parsed.verb}: {who}{' '.join(str(error).split())}\n")
         return error.exit_code
     except KeyboardInterrupt:
         print(f"xgv {parsed.verb}: interrupted", file=sys.stderr)

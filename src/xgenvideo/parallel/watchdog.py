@@ -85,7 +85,9 @@ class Watchdog:
         cure = "the job ends here; the same command goes on from the newest checkpoint"
         setting = "train.step_timeout_seconds" if phases.step > 0 else "train.startup_timeout_seconds"
         told = f"no step for {took:.0f} s ({setting}), hung: {hung}; {cure}"
-        print(f"xgv train: rank {rank}: {told}", file=sys.stderr, flush=True)
+        # One write: ranks share a terminal, and `print` of an unbuffered process writes the line's end apart.
+        sys.stderr.write(f"xgv train: rank {rank}: {told}\n")
+        sys.stderr.flush()
         # The others still read the store, which one of the processes keeps.
         time.sleep(2 * self._beat_seconds)
         os._exit(EXIT_HUNG)
